@@ -1,0 +1,1 @@
+//! What applications see: the NBD server.

@@ -1,0 +1,1 @@
+//! The two TCP connections to the peer.

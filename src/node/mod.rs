@@ -1,0 +1,1 @@
+//! One resource at run time.
