@@ -36,3 +36,6 @@ const _: () = assert!(
     REQUEST_BYTES_MAX_V100 as u64 <= AL_EXTENT_SECTORS * SECTOR_SIZE,
     "a request touches at most two AL extents"
 );
+
+/// Largest single client request, in bytes; larger ones are refused by the frontends. NBD: 32 MiB is what clients expect.
+pub const CLIENT_REQUEST_BYTES_MAX: u64 = 32 << 20;

@@ -1,0 +1,303 @@
+//! The one place where states change: plan, commit, then what follows.
+//!
+//! A commit carries out its own side effects at once and queues the rest; `run_effects` works the queue off before
+//! `handle` returns, so that effects see the state they belong to and never nest.
+
+use crate::engine::Engine;
+use crate::engine::action::{Action, Level, Notice};
+use crate::engine::connection::LinkEnd;
+use crate::engine::md::MdDone;
+use crate::engine::state::{
+    ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
+    md_flags, plan, plan_cluster_wide, side_effects,
+};
+use crate::meta::MdFlags;
+use crate::units::{Sectors, VolumeNr};
+use crate::wire::packet::Packet;
+use crate::wire::state::{ConnState, DiskState, Role, StateResult};
+
+impl Engine {
+    /// Everything that the rules look at besides the state itself.
+    pub(crate) fn state_context(&self, v: VolumeNr) -> StateContext {
+        let others = || self.volumes.values().filter(move |o| o.nr != v);
+        let vol = self.volumes.get(&v);
+        let ids = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids);
+        StateContext {
+            has_net_config: self.conn.opts.is_some(),
+            // A second Primary is always refused in this version.
+            allow_two_primaries: false,
+            peer_primary_on_other_volume: others().any(|o| o.state.peer == Role::Primary),
+            fencing: Fencing::DontCare,
+            on_no_data_suspend: false,
+            open_count: vol.map_or(0, |vol| vol.open_count),
+            verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.is_some()),
+            version: self.conn.version,
+            state_sent: self.conn.state_sent,
+            exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| vol.exposed.same(ids.current)),
+            attach_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
+            attach_pdsk: vol.map_or(DiskState::DUnknown, |vol| vol.attach_pdsk),
+            bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0),
+            others_connected: others().all(|o| o.state.conn >= ConnState::Connected),
+            others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
+            others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
+            others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
+            resync_after_negotiation: false,
+            call_local_io_error: false,
+            forced_detach: vol.is_some_and(|vol| vol.forced_detach),
+        }
+    }
+
+    /// Plans and makes a change of one volume.
+    pub(crate) fn change(&mut self, v: VolumeNr, change: &StateChange, mode: ChangeMode) -> Result<StateResult, StateResult> {
+        let Some(vol) = self.volumes.get(&v) else { return Err(StateResult::UnknownError) };
+        let planned = plan(&vol.state, change, mode, &self.state_context(v))?;
+        if planned.nothing {
+            return Ok(StateResult::NothingToDo);
+        }
+        if let Some(warning) = planned.warning {
+            self.log(Level::Warn, Some(v), warning);
+        }
+        self.commit(v, planned.new);
+        Ok(StateResult::Success)
+    }
+
+    /// Checks a change that needs the peer's consent, without making it.
+    pub(crate) fn check_cluster_wide(&self, v: VolumeNr, change: &StateChange) -> Result<VolumeState, StateResult> {
+        let Some(vol) = self.volumes.get(&v) else { return Err(StateResult::UnknownError) };
+        plan_cluster_wide(&vol.state, change, &self.state_context(v)).map(|p| p.new)
+    }
+
+    /// A change that is a fact; what the transition rules forbid is left as it is.
+    pub(crate) fn force(&mut self, v: VolumeNr, change: &StateChange) {
+        // A refused hard change means that a stronger state (such as the first reason of a link's end) already holds.
+        let _ = self.change(v, change, ChangeMode::Hard);
+    }
+
+    fn commit(&mut self, v: VolumeNr, new: VolumeState) {
+        let ctx = self.state_context(v);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let old = vol.state;
+        vol.state = new;
+        let text = changes_text(&old, &new);
+        if !text.is_empty() {
+            self.log(Level::Info, Some(v), text.trim_end());
+        }
+        self.out.push(Action::Notice(Notice::State { volume: v, old, new }));
+        for effect in side_effects(&old, &new, &ctx) {
+            self.side_effect(v, effect);
+        }
+        self.effects.push_back((v, old, new));
+        self.recheck_commands = true;
+    }
+
+    fn side_effect(&mut self, v: VolumeNr, effect: SideEffect) {
+        let now = self.now;
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        match effect {
+            SideEffect::TakeDiskReference | SideEffect::ClearResyncDone | SideEffect::MarkAttachTime => {}
+            SideEffect::CloseEpoch => self.epochs.close(),
+            SideEffect::LogAttachedUuids => {
+                if let Some(ids) = vol.disk.as_ref().map(super::volume::LocalDisk::ids) {
+                    self.log(Level::Info, Some(v), format!("attached to UUIDs {ids}"));
+                }
+            }
+            SideEffect::ClearStateSent => self.conn.state_sent = false,
+            SideEffect::StopVerify => vol.verify = None,
+            SideEffect::ContinueSync { target } => {
+                if let Some(resync) = vol.resync.as_mut() {
+                    resync.resume(now);
+                }
+                self.log(Level::Info, Some(v), "Syncer continues.");
+                if target {
+                    self.resync_kick.insert(v);
+                }
+            }
+            SideEffect::SuspendSync => {
+                if let Some(resync) = vol.resync.as_mut() {
+                    resync.suspend(now);
+                }
+                self.log(Level::Info, Some(v), "Resync suspended");
+            }
+            SideEffect::StartVerify { driver } => {
+                if !driver {
+                    vol.verify = Some(crate::engine::verify::VerifyTarget::new(vol.size));
+                }
+            }
+            SideEffect::UpdateMdFlags => self.update_md_flags(v),
+            SideEffect::ExposeCurrentUuid => {
+                if let Some(ids) = vol.disk.as_ref().map(super::volume::LocalDisk::ids) {
+                    vol.exposed = ids.current;
+                }
+            }
+            SideEffect::SetConsiderResync => vol.consider_resync = true,
+            SideEffect::StopReceiver => self.conn.end = Some(LinkEnd::Stop),
+            SideEffect::RestartReceiver => {
+                if self.conn.end.is_none() {
+                    self.conn.end = Some(LinkEnd::Restart);
+                }
+            }
+            SideEffect::ResumeAlAndCountConnect => {
+                vol.degraded_wait = false;
+                if let Some(disk) = vol.disk.as_mut()
+                    && disk.al.suspended()
+                {
+                    disk.al.resume();
+                    self.log(Level::Info, Some(v), "Resumed AL updates");
+                }
+            }
+        }
+    }
+
+    /// Recomputes the superblock's flags from the state (behaviour.md 2.6).
+    pub(crate) fn update_md_flags(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let flags = md_flags(&vol.state, vol.crashed_primary);
+        let al_updates = vol.opts.al_updates;
+        let Some(disk) = vol.disk.as_mut() else { return };
+        let updated = disk
+            .sb
+            .flags
+            .set_to(MdFlags::CONSISTENT, flags.consistent)
+            .set_to(MdFlags::PRIMARY_IND, flags.primary_indicated)
+            .set_to(MdFlags::CONNECTED_IND, flags.connected_indicated)
+            .set_to(MdFlags::WAS_UP_TO_DATE, flags.was_up_to_date)
+            .set_to(MdFlags::PEER_OUT_DATED, flags.peer_outdated)
+            .set_to(MdFlags::CRASHED_PRIMARY, flags.crashed_primary)
+            .set_to(MdFlags::AL_DISABLED, !al_updates)
+            .without(MdFlags::AL_CLEAN);
+        if updated != disk.sb.flags {
+            disk.sb.flags = updated;
+            disk.sb_dirty = true;
+        }
+    }
+
+    /// Carries out what follows from the changes made so far, then ends the link if one of them asked for it.
+    pub(crate) fn run_effects(&mut self) {
+        loop {
+            while let Some((v, old, new)) = self.effects.pop_front() {
+                for effect in after_effects(&old, &new, &self.state_context(v)) {
+                    self.effect(v, effect, &new);
+                }
+                self.admit(v);
+            }
+            match self.conn.end.take() {
+                Some(end) => self.end_link(end),
+                None => return,
+            }
+        }
+    }
+
+    fn effect(&mut self, v: VolumeNr, effect: Effect, new: &VolumeState) {
+        match effect {
+            Effect::Notify
+            | Effect::ResetResyncCounters
+            | Effect::PauseDependents
+            | Effect::ResumeDependents
+            | Effect::ResyncAfterGrow
+            | Effect::StartReceiver
+            | Effect::DiscardNetConfig => {}
+            Effect::ClearCrashedPrimary => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.crashed_primary = false;
+                    if let Some(uuids) = vol.peer.uuids.as_mut() {
+                        uuids.flags = uuids.flags.with(super::gi::UuidFlags::CRASHED_PRIMARY, false);
+                    }
+                }
+                self.update_md_flags(v);
+            }
+            Effect::RunHandler(handler) => {
+                self.log(Level::Warn, Some(v), format!("event {handler:?}: handlers are not run in this version"));
+            }
+            // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
+            Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}
+            Effect::SetNewCurrentUuidPending => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.new_uuid_pending = true;
+                }
+            }
+            Effect::SendSyncUuid => self.make_sync_uuid(v),
+            Effect::SendUuids => self.send_uuids_durably(v),
+            Effect::SendSizes => self.send_sizes(v, false),
+            Effect::SendState => self.send_data(v, Packet::State(new.word())),
+            Effect::QueueSendBitmap => self.start_bitmap(v),
+            Effect::NewCurrentUuid => self.new_current_uuid(v),
+            Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
+            Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),
+            Effect::AbortLocalIo => self.abort_local_io(v),
+            Effect::ForgetResyncExtents => self.forget_resync(v),
+            Effect::WriteMetadata | Effect::WriteMetadataIfDirty => {
+                if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
+                    self.md_superblock(v, None);
+                }
+            }
+            Effect::DropDiskReference => self.finish_detach(v),
+        }
+    }
+
+    /// A new data generation; completions wait until it is durable, so that no write that the peer missed is
+    /// acknowledged under the old one.
+    pub(crate) fn new_current_uuid(&mut self, v: VolumeNr) {
+        let random = self.rng.gen_id();
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let primary = vol.state.role == Role::Primary;
+        let Some(disk) = vol.disk.as_mut() else { return };
+        let ids = disk.ids().new_current(random.0, primary);
+        disk.set_ids(ids);
+        vol.exposed = ids.current;
+        vol.gate += 1;
+        self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
+        self.md_superblock(v, Some(MdDone::Gate));
+    }
+
+    /// A metadata job is done: go on with what waited for it.
+    pub(crate) fn md_continue(&mut self, v: VolumeNr, done: MdDone, ok: bool) {
+        match done {
+            MdDone::Al(tr_number) => self.on_al_written(v, tr_number, ok),
+            MdDone::Gate => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.gate = vol.gate.saturating_sub(1);
+                    if vol.gate == 0 {
+                        for (id, result) in std::mem::take(&mut vol.held) {
+                            self.out.push(Action::Complete { id, result });
+                        }
+                    }
+                }
+            }
+            MdDone::Command(id) => self.command_md_done(id, ok),
+            MdDone::SyncUuid(uuid) => self.on_sync_uuid_durable(v, uuid),
+            MdDone::TargetStarted => self.on_target_started(v, ok),
+            MdDone::TargetFinished => self.on_target_finished(v, ok),
+            MdDone::SendUuids => {
+                self.send_uuids_now(v);
+                self.release_data();
+            }
+            MdDone::FullSync => self.on_full_sync_written(v, ok),
+            MdDone::Detached => self.on_detached(v),
+        }
+    }
+
+    /// Takes over a size: the exported one, the bitmap's and the superblock's.
+    pub(crate) fn set_size(&mut self, v: VolumeNr, size: Sectors, set_new_bits: bool) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let grew = vol.size != size;
+        vol.size = size;
+        if let Some(disk) = vol.disk.as_mut()
+            && (disk.sb.effective_size != size || disk.bitmap.bits() != size.bm_bits())
+        {
+            if let Err(error) = disk.bitmap.resize(size.bm_bits(), set_new_bits) {
+                self.log_error(v, format!("cannot size the bitmap for {size} sectors: {error}"));
+                self.force(v, &StateChange::NONE.disk(DiskState::Failed));
+                return;
+            }
+            disk.sb.effective_size = size;
+            disk.sb_dirty = true;
+            let ring = disk.ring_after_resize();
+            self.md_writes(v, ring);
+            self.md_bitmap(v, true, None);
+        }
+        if grew {
+            self.log(Level::Info, Some(v), format!("size = {} KB", size.0 / 2));
+            self.out.push(Action::Notice(Notice::Size { volume: v, size }));
+        }
+    }
+}

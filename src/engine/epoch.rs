@@ -1,0 +1,152 @@
+//! Epochs on the sending side: which replicated writes stand between two barriers, over all volumes (behaviour.md 5.5).
+//!
+//! Owns the list of epochs that are not acknowledged, oldest first; the last one may still be open. A write belongs to the
+//! epoch that was open when it was sent. Invariants: numbers increase by 1 and never restart; a barrier is sent only
+//! for an epoch with writes; only the last epoch lacks a barrier.
+
+use std::collections::VecDeque;
+
+use crate::units::Timestamp;
+
+/// One epoch.
+#[derive(Debug)]
+pub(crate) struct SentEpoch {
+    pub nr: u32,
+    /// Request keys of its writes.
+    pub members: Vec<u64>,
+    /// When the barrier was sent.
+    pub barrier_at: Option<Timestamp>,
+}
+
+/// Why a `P_BARRIER_ACK` was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BarrierAckError {
+    #[error("BAD! BarrierAck #{got} received, but no epoch in tl!?")]
+    NoEpoch { got: u32 },
+    #[error("BAD! BarrierAck #{got} received, expected #{expected}!")]
+    Number { got: u32, expected: u32 },
+    #[error("BAD! BarrierAck #{nr} received with n_writes={got}, expected n_writes={expected}!")]
+    Count { nr: u32, got: u32, expected: usize },
+}
+
+/// All epochs that are not acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct SendEpochs {
+    current: u32,
+    queue: VecDeque<SentEpoch>,
+}
+
+impl SendEpochs {
+    /// Number of the open epoch.
+    pub(crate) const fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Writes in the open epoch.
+    pub(crate) fn open_writes(&self) -> usize {
+        self.queue.back().filter(|e| e.nr == self.current).map_or(0, |e| e.members.len())
+    }
+
+    /// Adds a write to the open epoch and returns its number.
+    pub(crate) fn add(&mut self, key: u64) -> u32 {
+        match self.queue.back_mut() {
+            Some(e) if e.nr == self.current => e.members.push(key),
+            _ => self.queue.push_back(SentEpoch { nr: self.current, members: vec![key], barrier_at: None }),
+        }
+        self.current
+    }
+
+    /// Closes the open epoch if it has writes.
+    pub(crate) fn close(&mut self) {
+        if self.open_writes() > 0 {
+            self.current = self.current.wrapping_add(1);
+        }
+    }
+
+    /// The number of a closed epoch whose barrier is due; it counts as sent now.
+    pub(crate) fn take_due_barrier(&mut self, now: Timestamp) -> Option<u32> {
+        let current = self.current;
+        let last = self.queue.back_mut().filter(|e| e.nr != current && e.barrier_at.is_none())?;
+        last.barrier_at = Some(now);
+        Some(last.nr)
+    }
+
+    /// The oldest epoch was acknowledged: its members.
+    pub(crate) fn ack(&mut self, nr: u32, set_size: u32) -> Result<Vec<u64>, BarrierAckError> {
+        let Some(front) = self.queue.front().filter(|e| e.barrier_at.is_some()) else {
+            return Err(BarrierAckError::NoEpoch { got: nr });
+        };
+        if front.nr != nr {
+            return Err(BarrierAckError::Number { got: nr, expected: front.nr });
+        }
+        if front.members.len() as u64 != u64::from(set_size) {
+            return Err(BarrierAckError::Count { nr, got: set_size, expected: front.members.len() });
+        }
+        Ok(self.queue.pop_front().map_or_else(Vec::new, |e| e.members))
+    }
+
+    /// The link is gone: all members of all epochs, oldest first. Numbering goes on.
+    pub(crate) fn drain(&mut self) -> Vec<u64> {
+        self.close();
+        self.queue.drain(..).flat_map(|e| e.members).collect()
+    }
+
+    /// When the oldest barrier was sent that is not answered.
+    pub(crate) fn oldest_barrier(&self) -> Option<Timestamp> {
+        self.queue.front().and_then(|e| e.barrier_at)
+    }
+
+    /// Whether every epoch up to `nr` is acknowledged.
+    pub(crate) fn is_retired(&self, nr: u32) -> bool {
+        self.queue.front().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
+    }
+
+    /// Number of the last epoch that has writes, open or closed.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.queue.back().map(|e| e.nr)
+    }
+
+    /// Number of writes that are not covered by a barrier acknowledgement.
+    pub(crate) fn unretired(&self) -> usize {
+        self.queue.iter().map(|e| e.members.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: Timestamp = Timestamp(1);
+
+    #[test]
+    fn a_barrier_is_due_once_and_only_for_an_epoch_with_writes() {
+        let mut e = SendEpochs::default();
+        e.close();
+        assert_eq!(e.take_due_barrier(T), None);
+        assert_eq!(e.add(7), 0);
+        assert_eq!(e.take_due_barrier(T), None);
+        e.close();
+        assert_eq!(e.current(), 1);
+        assert_eq!(e.take_due_barrier(T), Some(0));
+        assert_eq!(e.take_due_barrier(T), None);
+    }
+
+    #[test]
+    fn acks_must_match_the_oldest_epoch() {
+        let mut e = SendEpochs::default();
+        e.add(1);
+        e.add(2);
+        e.close();
+        assert_eq!(e.ack(0, 2), Err(BarrierAckError::NoEpoch { got: 0 }));
+        e.take_due_barrier(T);
+        e.add(3);
+        assert_eq!(e.ack(1, 1), Err(BarrierAckError::Number { got: 1, expected: 0 }));
+        assert_eq!(e.ack(0, 1), Err(BarrierAckError::Count { nr: 0, got: 1, expected: 2 }));
+        assert!(!e.is_retired(0));
+        assert_eq!(e.ack(0, 2), Ok(vec![1, 2]));
+        assert!(e.is_retired(0));
+        assert!(!e.is_retired(1));
+        assert_eq!(e.drain(), vec![3]);
+        assert_eq!(e.current(), 2);
+    }
+}

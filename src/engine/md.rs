@@ -1,0 +1,281 @@
+//! Metadata writes of one volume, strictly one job after the other.
+//!
+//! Owns the queue of jobs; a job is a list of stages, a stage a set of operations that may run side by side. Takes in jobs
+//! and the completions of their operations; gives out disk operations, and says which continuation of a job is due.
+//! Orders that the stages keep (metadata.md 9.3): bitmap pages of evicted extents before the transaction that forgets
+//! them; the data device flushed before a bitmap page with cleared bits, before the primary indicator is cleared and
+//! before a superblock that calls a resynced disk good; everything plain before it is relied on flushed.
+//! The superblock and bitmap pages are encoded when their stage starts; a page is encoded before the data flush that
+//! covers its cleared bits, so that a bit cleared meanwhile is not in it.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::engine::Engine;
+use crate::engine::action::DiskOp;
+use crate::engine::al::{FlushMark, Transaction};
+use crate::engine::event::{CommandId, DiskFailure};
+use crate::engine::ops::Op;
+use crate::meta::{self, MdFlags};
+use crate::units::{AlExtent, AlSlot, GenId, VolumeNr};
+
+/// Bitmap pages in one stage: 1 MiB of writes, so that other jobs wait little.
+const PAGES_PER_STAGE: usize = 256;
+
+/// What follows when a job is on stable storage (or failed).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MdDone {
+    /// An activity-log transaction.
+    Al(u32),
+    /// A new generation is durable: held completions may go.
+    Gate,
+    /// A command waits for this.
+    Command(CommandId),
+    /// The source's sync identifier is durable: announce it.
+    SyncUuid(GenId),
+    /// The target's identifiers and "inconsistent" are durable: resync writes may begin.
+    TargetStarted,
+    /// The target's "up to date" is durable: tell the source.
+    TargetFinished,
+    /// A new generation is durable: send it to the peer (and the state after it, if asked).
+    SendUuids,
+    /// All bits are set and written: go on with the full sync.
+    FullSync,
+    /// Everything of a detaching disk is written.
+    Detached,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    FlushData,
+    FlushMeta,
+    /// Changed pages: of these extents, or all.
+    Pages(Option<Vec<AlExtent>>),
+    Writes(Vec<(u64, Bytes)>),
+    Al(u64, Bytes),
+    Superblock,
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    stages: VecDeque<Stage>,
+    done: Vec<MdDone>,
+    superblock_only: bool,
+}
+
+/// Jobs of a volume.
+#[derive(Debug, Default)]
+pub(crate) struct MdQueue {
+    jobs: VecDeque<Job>,
+    active: Option<Job>,
+    outstanding: u32,
+    failed: bool,
+}
+
+impl MdQueue {
+    /// Whether nothing is queued or running.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.is_none() && self.jobs.is_empty()
+    }
+}
+
+impl Engine {
+    /// Queues a superblock write; joins one that has not started yet.
+    pub(crate) fn md_superblock(&mut self, v: VolumeNr, done: Option<MdDone>) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.disk.is_none() {
+            if let Some(done) = done {
+                self.md_continue(v, done, false);
+            }
+            return;
+        }
+        if let Some(job) = vol.md.jobs.back_mut().filter(|j| j.superblock_only) {
+            job.done.extend(done);
+            return;
+        }
+        self.md_push(v, Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true });
+    }
+
+    /// Queues the write-out of all changed bitmap pages, then (if anything must follow) a superblock.
+    pub(crate) fn md_bitmap(&mut self, v: VolumeNr, superblock: bool, done: Option<MdDone>) {
+        let mut stages = VecDeque::from([Stage::Pages(None)]);
+        if superblock {
+            stages.push_back(Stage::Superblock);
+        }
+        self.md_push(v, Job { stages, done: done.into_iter().collect(), superblock_only: false });
+    }
+
+    /// Queues an activity-log transaction with what must precede it.
+    pub(crate) fn md_transaction(&mut self, v: VolumeNr, transaction: &Transaction) {
+        let Some(disk) = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()) else { return };
+        let block = meta::AlTransaction {
+            tr_number: transaction.tr_number,
+            updates: transaction.updates.clone(),
+            context_size: transaction.context_size,
+            context_start: AlSlot(transaction.context_start),
+            context: transaction
+                .context
+                .iter()
+                .map(|e| (*e != crate::engine::al::AL_FREE).then_some(AlExtent(*e)))
+                .collect(),
+        }
+        .encode();
+        let offset = disk.layout.al_block_byte(transaction.block);
+        let mut stages = VecDeque::new();
+        if !transaction.evicted.is_empty() {
+            stages.push_back(Stage::Pages(Some(transaction.evicted.clone())));
+        }
+        if transaction.evicts_unflushed && !disk.shared_device {
+            stages.push_back(Stage::FlushData);
+        }
+        if !transaction.evicted.is_empty() {
+            stages.push_back(Stage::FlushMeta);
+        }
+        stages.push_back(Stage::Al(offset, Bytes::copy_from_slice(&block)));
+        let done = vec![MdDone::Al(transaction.tr_number)];
+        self.md_push(v, Job { stages, done, superblock_only: false });
+    }
+
+    /// Queues raw metadata writes (ring initialisation).
+    pub(crate) fn md_writes(&mut self, v: VolumeNr, writes: Vec<(u64, Bytes)>) {
+        let stages = [Stage::Writes(writes), Stage::FlushMeta].into();
+        self.md_push(v, Job { stages, done: Vec::new(), superblock_only: false });
+    }
+
+    fn md_push(&mut self, v: VolumeNr, job: Job) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.md.jobs.push_back(job);
+            self.md_run(v);
+        }
+    }
+
+    /// Starts stages until one has to wait.
+    fn md_run(&mut self, v: VolumeNr) {
+        loop {
+            let Some(vol) = self.volumes.get_mut(&v) else { return };
+            if vol.md.outstanding > 0 {
+                return;
+            }
+            if vol.md.active.is_none() {
+                let Some(job) = vol.md.jobs.pop_front() else { return };
+                vol.md.active = Some(job);
+                vol.md.failed = vol.disk.is_none();
+            }
+            let failed = vol.md.failed;
+            let stage = vol.md.active.as_mut().and_then(|job| if failed { None } else { job.stages.pop_front() });
+            let Some(stage) = stage else {
+                let done = vol.md.active.take().map_or_else(Vec::new, |job| job.done);
+                for done in done {
+                    self.md_continue(v, done, !failed);
+                }
+                continue;
+            };
+            self.md_stage(v, stage);
+        }
+    }
+
+    fn md_stage(&mut self, v: VolumeNr, stage: Stage) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let flushes = vol.opts.md_flushes;
+        let Some(disk) = vol.disk.as_mut() else { return };
+        match stage {
+            Stage::FlushData => {
+                let mark = disk.al.data_flush_started();
+                disk.unflushed = false;
+                self.md_op(v, DiskOp::Flush, Some(mark));
+            }
+            Stage::FlushMeta if !flushes => {}
+            Stage::FlushMeta => {
+                let mark = disk.shared_device.then(|| {
+                    disk.unflushed = false;
+                    disk.al.data_flush_started()
+                });
+                self.md_op(v, DiskOp::MetaFlush, mark);
+            }
+            Stage::Pages(which) => {
+                let (pages, cleared, more) = disk.take_changed_pages(which.as_deref(), PAGES_PER_STAGE);
+                let Some(job) = vol.md.active.as_mut() else { return };
+                if more {
+                    job.stages.push_front(Stage::Pages(which));
+                }
+                if pages.is_empty() {
+                    return;
+                }
+                vol.counters.bm_writes += pages.len() as u64;
+                job.stages.push_front(Stage::Writes(pages));
+                if cleared {
+                    job.stages.push_front(Stage::FlushData);
+                }
+            }
+            Stage::Writes(writes) => {
+                for (offset, data) in writes {
+                    self.md_op(v, DiskOp::MetaWrite { offset, data, fua: false }, None);
+                }
+            }
+            Stage::Al(offset, data) => {
+                vol.counters.al_writes += 1;
+                self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
+            }
+            Stage::Superblock => {
+                // What an older write promised about the data must still hold when this one is read after a crash.
+                let (old, new) = (disk.sb_written_flags, disk.sb.flags);
+                let gains = |f| new.contains(f) && !old.contains(f);
+                let loses = |f| old.contains(f) && !new.contains(f);
+                let promises = loses(MdFlags::PRIMARY_IND)
+                    || loses(MdFlags::CRASHED_PRIMARY)
+                    || gains(MdFlags::CONSISTENT)
+                    || gains(MdFlags::WAS_UP_TO_DATE);
+                let need_data = promises && disk.unflushed && !disk.shared_device;
+                disk.sb_dirty = false;
+                disk.sb_written_flags = new;
+                let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
+                let Some(job) = vol.md.active.as_mut() else { return };
+                job.stages.push_front(Stage::Al(write.0, write.1));
+                vol.counters.al_writes = vol.counters.al_writes.wrapping_sub(1);
+                job.stages.push_front(Stage::FlushMeta);
+                if need_data {
+                    job.stages.push_front(Stage::FlushData);
+                }
+            }
+        }
+    }
+
+    fn md_op(&mut self, v: VolumeNr, io: DiskOp, mark: Option<FlushMark>) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.md.outstanding += 1;
+        }
+        self.submit(v, io, Op::Md { mark });
+    }
+
+    /// One operation of the running stage ended.
+    pub(crate) fn on_md_op(&mut self, v: VolumeNr, mark: Option<FlushMark>, result: Result<(), DiskFailure>) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.md.outstanding = vol.md.outstanding.saturating_sub(1);
+        match result {
+            Ok(()) => {
+                if let (Some(mark), Some(disk)) = (mark, vol.disk.as_mut()) {
+                    disk.al.note_data_flush(mark);
+                }
+            }
+            Err(failure) => {
+                vol.md.failed = true;
+                self.log_error(v, format!("meta data update failed: {}", failure.text));
+                self.on_meta_failure(v);
+            }
+        }
+        self.md_run(v);
+    }
+
+    /// Drops what is queued; continuations run as failed. The running stage still ends.
+    pub(crate) fn md_abandon(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.md.failed = true;
+        let jobs = std::mem::take(&mut vol.md.jobs);
+        for done in jobs.into_iter().flat_map(|job| job.done) {
+            self.md_continue(v, done, false);
+        }
+        self.md_run(v);
+    }
+}
+

@@ -1,0 +1,222 @@
+//! One volume: its state, its disk, what is known of the peer's side, and everything in flight on it.
+//!
+//! Owns data only; the decisions are in the modules beside this one. Invariants: `disk` is there exactly while the disk
+//! state is above Diskless or a detach is not finished; `active` holds every started application write until its local and
+//! its network part are done; `peer_active` every write that is to reach the disk on the peer's behalf.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::engine::al::ActivityLog;
+use crate::engine::dirty::Bitmap;
+use crate::engine::event::Geometry;
+use crate::engine::gi::{GenIds, PeerUuids};
+use crate::engine::md::MdQueue;
+use crate::engine::options::DiskOptions;
+use crate::engine::ranges::RangeMap;
+use crate::engine::resync::Resync;
+use crate::engine::state::VolumeState;
+use crate::meta::{Layout, Superblock};
+use crate::units::{GenId, Sectors, SeqNr, VolumeNr};
+use crate::wire::state::DiskState;
+
+/// An attached disk.
+#[derive(Debug)]
+pub(crate) struct LocalDisk {
+    /// The superblock as it is to be; written by the metadata queue.
+    pub sb: Superblock,
+    /// Flags as last written, to know what a write changes.
+    pub sb_written_flags: crate::meta::MdFlags,
+    /// Where everything is.
+    pub layout: Layout,
+    /// Out-of-sync bits.
+    pub bitmap: Bitmap,
+    /// The activity log.
+    pub al: ActivityLog,
+    /// Largest usable data size.
+    pub capacity: Sectors,
+    /// What the device can do.
+    pub geometry: Geometry,
+    /// Data and metadata share a device.
+    pub shared_device: bool,
+    /// Data writes completed since the last data flush began.
+    pub unflushed: bool,
+    /// For messages.
+    pub path: String,
+    /// The superblock must be written.
+    pub sb_dirty: bool,
+}
+
+impl LocalDisk {
+    /// The generation identifiers of the superblock.
+    pub(crate) fn ids(&self) -> GenIds {
+        GenIds { current: self.sb.current, bitmap: self.sb.bitmap, history: self.sb.history }
+    }
+
+    /// Stores identifiers and marks the superblock for writing.
+    pub(crate) fn set_ids(&mut self, ids: GenIds) {
+        self.sb.current = ids.current;
+        self.sb.bitmap = ids.bitmap;
+        self.sb.history = ids.history;
+        self.sb_dirty = true;
+    }
+}
+
+/// Counters of `/proc/drbd` and `status --statistics`. Byte counters are in sectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sent on the data socket, sectors.
+    pub sent: u64,
+    /// Received on the data socket, sectors.
+    pub received: u64,
+    /// Written to the local disk, sectors.
+    pub disk_written: u64,
+    /// Read from the local disk, sectors.
+    pub disk_read: u64,
+    /// Activity-log transactions written.
+    pub al_writes: u64,
+    /// Bitmap pages written.
+    pub bm_writes: u64,
+    /// Local operations in flight.
+    pub local: u64,
+    /// Packets sent that expect an answer.
+    pub pending: u64,
+    /// Packets received and not answered.
+    pub unacked: u64,
+    /// Application requests accepted and not completed.
+    pub application: u64,
+}
+
+/// What the peer said about its side of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerSide {
+    /// Identifiers, if any were received on this connection.
+    pub uuids: Option<PeerUuids>,
+    /// Size of the peer's disk, 0 when unknown or diskless.
+    pub disk_size: Sectors,
+    /// `max_bio_size` from `P_SIZES`, bytes.
+    pub max_bio_bytes: u32,
+    /// The handshake decided on this connection.
+    pub decided: bool,
+}
+
+/// A volume.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub nr: VolumeNr,
+    pub state: VolumeState,
+    pub opts: DiskOptions,
+    pub disk: Option<LocalDisk>,
+    /// Exported size; 0 when none is known.
+    pub size: Sectors,
+    /// The data generation that was last shown to applications.
+    pub exposed: GenId,
+    pub peer: PeerSide,
+    pub open_count: u32,
+    /// Started application writes.
+    pub active: RangeMap,
+    /// Application writes that wait for an overlapping range, oldest first.
+    pub blocked: VecDeque<u64>,
+    /// Application requests that wait for admission, oldest first.
+    pub waiting: VecDeque<u64>,
+    /// Writes for the peer that were accepted and are not on disk.
+    pub peer_active: RangeMap,
+    /// Peer requests that wait for an overlapping range, oldest first.
+    pub peer_waiting: VecDeque<u64>,
+    /// Ranges that resync holds against application writes: requests in flight (target), reads (source).
+    pub resync_ranges: RangeMap,
+    pub resync: Option<Resync>,
+    /// Resync replies sent and not acknowledged (source): sector to number of bytes, with a count.
+    pub resync_unacked: BTreeMap<(u64, u32), u32>,
+    pub seq: SeqNr,
+    pub counters: Counters,
+    pub crashed_primary: bool,
+    /// The peer is being promoted with force: the next state packet triggers a handshake.
+    pub consider_resync: bool,
+    /// A new current identifier is due but I/O is suspended.
+    pub new_uuid_pending: bool,
+    pub discard_my_data: bool,
+    /// Disk and peer-disk states remembered at attach for the handshake.
+    pub attach_disk: DiskState,
+    pub attach_pdsk: DiskState,
+    /// Bits announced in the last `P_UUIDS`.
+    pub bits_sent: u64,
+    pub degraded_wait: bool,
+    pub md: MdQueue,
+    /// While above 0, write completions are held: a new generation must be durable first.
+    pub gate: u32,
+    pub held: Vec<(crate::engine::event::RequestId, crate::engine::action::ClientResult)>,
+    pub bitmap_rx: Option<crate::engine::bitmap_xfer::Incoming>,
+    /// The bitmap is to be sent as soon as the metadata allows.
+    pub send_bitmap: bool,
+    /// Position of an online verify that the peer drives, in sectors, and blocks left.
+    pub verify: Option<crate::engine::verify::VerifyTarget>,
+    /// A detach was forced.
+    pub forced_detach: bool,
+    /// `CloseDisk` was ordered.
+    pub closing: bool,
+    /// The disk options are waiting for `DelVolume`.
+    pub degraded_since_attach: bool,
+}
+
+impl Volume {
+    pub(crate) fn new(nr: VolumeNr, opts: DiskOptions) -> Self {
+        Self {
+            nr,
+            state: VolumeState::default(),
+            opts,
+            disk: None,
+            size: Sectors(0),
+            exposed: GenId::UNSET,
+            peer: PeerSide::default(),
+            open_count: 0,
+            active: RangeMap::default(),
+            blocked: VecDeque::new(),
+            waiting: VecDeque::new(),
+            peer_active: RangeMap::default(),
+            peer_waiting: VecDeque::new(),
+            resync_ranges: RangeMap::default(),
+            resync: None,
+            resync_unacked: BTreeMap::new(),
+            seq: SeqNr(0),
+            counters: Counters::default(),
+            crashed_primary: false,
+            consider_resync: false,
+            new_uuid_pending: false,
+            discard_my_data: false,
+            attach_disk: DiskState::Diskless,
+            attach_pdsk: DiskState::DUnknown,
+            bits_sent: 0,
+            degraded_wait: false,
+            md: MdQueue::default(),
+            gate: 0,
+            held: Vec::new(),
+            bitmap_rx: None,
+            send_bitmap: false,
+            verify: None,
+            forced_detach: false,
+            closing: false,
+            degraded_since_attach: false,
+        }
+    }
+
+    /// The next packet sequence number (wire.md 7.2: the first is 1).
+    pub(crate) const fn next_seq(&mut self) -> SeqNr {
+        self.seq = SeqNr(self.seq.0.wrapping_add(1));
+        self.seq
+    }
+
+    /// Whether local I/O may be started (behaviour.md 1.4: disk at least Inconsistent).
+    pub(crate) fn disk_usable(&self) -> bool {
+        self.disk.is_some() && self.state.disk >= DiskState::Inconsistent
+    }
+
+    /// The disk, if local I/O may be started.
+    pub(crate) fn usable(&mut self) -> Option<&mut LocalDisk> {
+        if self.state.disk >= DiskState::Inconsistent { self.disk.as_mut() } else { None }
+    }
+
+    /// Set bits, 0 without a disk.
+    pub(crate) fn out_of_sync_bits(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |d| d.bitmap.count())
+    }
+}
