@@ -1,1 +1,5 @@
 //! The decisions (pure).
+
+pub mod gi;
+pub mod handler;
+pub mod state;
