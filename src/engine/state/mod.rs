@@ -6,12 +6,15 @@
 //! Gives out: the new state or a refusal; effects as data, in the order in which they have to happen.
 //! Invariants: nothing here has an effect of its own. Source: behaviour.md 1, 2, 6.1, 6.3; wire.md 4.9, 11.
 
+mod attach;
 mod check;
 mod effects;
+mod received;
 mod sanitize;
 mod transition;
 mod volume_state;
 
+pub use attach::{AttachStates, attach_states, crashed_primary_at_attach, may_attach_generation};
 pub use check::{
     ChangeMode, PlannedChange, check_soft_transition, check_state, check_transition, is_cluster_wide, plan,
     plan_cluster_wide,
@@ -19,6 +22,7 @@ pub use check::{
 pub use effects::{
     Effect, RestartHow, SideEffect, after_effects, connection_effects, lost_contact_to_peer_data, side_effects,
 };
+pub use received::{PeerView, Received, ReceivedContext, read_peer_state};
 pub use sanitize::sanitize;
 pub use transition::{StateChange, is_acceptable_peer_request, is_legal_peer_word};
 pub use volume_state::{
@@ -41,7 +45,6 @@ pub enum Fencing {
 
 /// What the rules look at besides the state of the volume itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about the resource")]
 pub struct StateContext {
     /// The connection has a network configuration.
     pub has_net_config: bool,

@@ -9,7 +9,6 @@ use crate::wire::state::{ConnState, DiskState, Role, StateWord, mask};
 
 /// State of a volume. The three `susp` flags belong to the resource; every volume of it carries the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::struct_excessive_bools, reason = "the flags of the state word, all independent")]
 pub struct VolumeState {
     /// Own role.
     pub role: Role,
@@ -209,7 +208,6 @@ pub fn susp_text(old: &VolumeState, new: &VolumeState) -> String {
 
 /// The metadata flags that follow from a state; the others are kept, AL-clean is cleared while attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "flag bits of the superblock")]
 pub struct MdFlags {
     /// Bit 0: the data are consistent.
     pub consistent: bool,
