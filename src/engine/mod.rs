@@ -1,1 +1,5 @@
 //! The decisions (pure).
+
+pub mod al;
+pub mod dirty;
+pub mod lru;
