@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use super::lru::{FREE_LABEL, Found, LruCache};
+use super::lru::{CacheStats, FREE_LABEL, Found, LruCache};
 use crate::units::{AlExtent, AlSlot, SectorRange};
 
 /// Fewest slots ("al-extents"). DRBD 8.4.
@@ -159,23 +159,6 @@ pub struct Transaction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlushMark(u64);
 
-/// Counters for status; the words are those of DRBD's `act_log:` line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AlStats {
-    /// Transactions written (`al:` in status).
-    pub written: u64,
-    /// Extents found hot.
-    pub hits: u64,
-    /// Extents that had to be brought in.
-    pub misses: u64,
-    /// Times that no slot could be found at all.
-    pub starving: u64,
-    /// Times that a request had to wait because a transaction was in flight.
-    pub locked: u64,
-    /// Extents brought in by a finished transaction.
-    pub changed: u64,
-}
-
 /// The log is in use and cannot change its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("activity log: cannot change its size, extents are in use; wait until writes have finished")]
@@ -218,7 +201,8 @@ pub struct ActivityLog {
     /// Forgotten in memory without a transaction; their bitmap pages must precede the next one.
     carried: Vec<AlExtent>,
     carried_gen: u64,
-    stats: AlStats,
+    written: u64,
+    stats: CacheStats,
 }
 
 impl ActivityLog {
@@ -244,7 +228,8 @@ impl ActivityLog {
             context_due: 0,
             carried: Vec::new(),
             carried_gen: 0,
-            stats: AlStats::default(),
+            written: 0,
+            stats: CacheStats::default(),
         }
     }
 
@@ -361,7 +346,7 @@ impl ActivityLog {
     pub fn transaction_done(&mut self, tr_number: u32) -> Vec<RequestKey> {
         let flight = self.take_in_flight(tr_number);
         self.commit(&flight.slots);
-        self.stats.written += 1;
+        self.written += 1;
         self.stats.changed += u64::try_from(flight.slots.len()).unwrap_or(0);
         self.tr_number = self.tr_number.wrapping_add(1);
         self.context_start = match self.context_start.checked_add(AL_CONTEXT_ENTRIES) {
@@ -524,10 +509,16 @@ impl ActivityLog {
         self.layout
     }
 
-    /// Counters since creation.
+    /// Transactions written since creation (`al:` in status).
     #[must_use]
-    pub const fn stats(&self) -> AlStats {
-        self.stats
+    pub const fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Fill and counters since creation, for the `act_log:` line.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        CacheStats { used: self.cache.used(), slots: self.layout.slots, ..self.stats }
     }
 
     /// The fast path: takes all references if every extent is committed.

@@ -14,6 +14,35 @@ pub const SLOTS_MAX: u16 = 65534;
 
 const NIL: u16 = u16::MAX;
 
+/// Counters of a cache; `Display` is DRBD's statistics line without its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Slots with references.
+    pub used: u16,
+    /// All slots.
+    pub slots: u16,
+    /// Extents found.
+    pub hits: u64,
+    /// Extents that had to be brought in.
+    pub misses: u64,
+    /// Times that no slot was to be had.
+    pub starving: u64,
+    /// Times that a change had to wait for the one under way.
+    pub locked: u64,
+    /// Extents brought in for good.
+    pub changed: u64,
+}
+
+impl std::fmt::Display for CacheStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { used, slots, hits, misses, starving, locked, changed } = self;
+        write!(
+            f,
+            "used:{used}/{slots} hits:{hits} misses:{misses} starving:{starving} locked:{locked} changed:{changed}"
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Free,

@@ -2,4 +2,7 @@
 
 pub mod al;
 pub mod dirty;
+pub mod extent_lock;
 pub mod lru;
+pub mod progress;
+pub mod rate;
