@@ -30,7 +30,7 @@ impl Engine {
             fencing: Fencing::DontCare,
             on_no_data_suspend: false,
             open_count: vol.map_or(0, |vol| vol.open_count),
-            verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.is_some()),
+            verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.alg().is_some()),
             version: self.conn.version,
             state_sent: self.conn.state_sent,
             exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| vol.exposed.same(ids.current)),

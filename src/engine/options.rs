@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::engine::state::Fencing;
 use crate::units::Sectors;
-use crate::wire::digest::DigestAlg;
+use crate::wire::digest::AlgName;
 use crate::wire::params::{AfterSb, ReplProtocol};
 
 /// Settings of the connection (`net`).
@@ -40,27 +40,14 @@ pub struct NetOptions {
     pub discard_my_data: bool,
     /// Only compute and log the handshake decision, then drop the connection.
     pub tentative: bool,
-    /// Digest over replicated data, if any.
-    pub integrity_alg: Option<DigestAlg>,
+    /// Digest over replicated data, if any; peers compare the names.
+    pub integrity_alg: AlgName,
     /// Digest of the online verify.
-    pub verify_alg: Option<DigestAlg>,
+    pub verify_alg: AlgName,
     /// Digest of the checksum-based resync.
-    pub csums_alg: Option<DigestAlg>,
-    /// Names as configured, for `P_PROTOCOL` and `P_SYNC_PARAM`: integrity, verify, csums.
-    pub alg_names: AlgNames,
+    pub csums_alg: AlgName,
     /// Send the bitmap run-length coded where that is shorter.
     pub use_rle: bool,
-}
-
-/// Algorithm names exactly as configured; peers compare the strings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AlgNames {
-    /// `data-integrity-alg`.
-    pub integrity: String,
-    /// `verify-alg`.
-    pub verify: String,
-    /// `csums-alg`.
-    pub csums: String,
 }
 
 impl Default for NetOptions {
@@ -80,10 +67,9 @@ impl Default for NetOptions {
             always_asbp: false,
             discard_my_data: false,
             tentative: false,
-            integrity_alg: None,
-            verify_alg: None,
-            csums_alg: None,
-            alg_names: AlgNames::default(),
+            integrity_alg: AlgName::NONE,
+            verify_alg: AlgName::NONE,
+            csums_alg: AlgName::NONE,
             use_rle: true,
         }
     }

@@ -229,7 +229,7 @@ impl Engine {
             return false;
         }
         let features = FeatureFlags(self.conn.features);
-        let integrity = self.conn.opts.as_ref().is_some_and(|o| o.integrity_alg.is_some());
+        let integrity = self.conn.opts.as_ref().is_some_and(|o| o.integrity_alg.alg().is_some());
         match kind {
             Kind::Discard => !features.has(FeatureFlags::TRIM),
             // A kernel receiver with an integrity algorithm misreads P_ZEROES (wire.md 5.11).
@@ -440,7 +440,7 @@ impl Engine {
                 .with_if(DpFlags::SEND_WRITE_ACK, protocol == ReplProtocol::C || resync);
         }
         let zero_data = self.sends_zero_data(kind);
-        let digest_alg = self.conn.opts.as_ref().and_then(|o| o.integrity_alg);
+        let digest_alg = self.conn.opts.as_ref().and_then(|o| o.integrity_alg.alg());
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let (seq, block_id, sector) = (vol.next_seq(), BlockId(key), range.start);
         vol.counters.sent += range.count.0;
@@ -798,7 +798,7 @@ impl Engine {
         if socket == Socket::Meta {
             return;
         }
-        self.conn.data_sent = self.conn.data_sent.max(packets);
+        self.note_sent(packets);
         while let Some(key) = self.conn.next_sent() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             if request.net == Side::Pending && request.ack == AckDue::None {
@@ -914,7 +914,8 @@ impl Engine {
         let Some(flush) = self.flushes.remove(key) else { return };
         let remote_good =
             self.volumes.get(&flush.volume).is_some_and(|vol| self.conn.link.is_some() && vol.state.pdsk == DiskState::UpToDate);
-        let ok = flush.local == Side::Ok || (flush.epoch.is_some() || flush.local == Side::Unused) && remote_good || (flush.local == Side::Failed && remote_good);
+        // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
+        let ok = flush.local == Side::Ok || remote_good;
         self.complete(flush.id, flush.volume, if ok { Ok(SmallVec::new()) } else { Err(ClientError::Io) });
         self.recheck_commands = true;
     }

@@ -1,0 +1,384 @@
+//! What the peer says about itself: settings, sizes, identifiers, state; and the handshake that follows from it.
+//!
+//! Takes in `P_PROTOCOL`, `P_PROTOCOL_UPDATE`, `P_SYNC_PARAM`, `P_SIZES`, `P_UUIDS`, `P_STATE`. Every mismatch is a
+//! clean end of the connection with a named reason. Source: behaviour.md 2.10, 3, 11; wire.md 4.4-4.13.
+
+use crate::engine::Engine;
+use crate::engine::action::Level;
+use crate::engine::connection::AfterPing;
+use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
+use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
+use crate::engine::split_brain::AfterSbPolicies;
+use crate::engine::state::{ChangeMode, PeerView, Received, ReceivedContext, StateChange, VolumeState, read_peer_state};
+use crate::units::{Sectors, VolumeNr};
+use crate::wire::feature::FeatureFlags;
+use crate::wire::packet::Packet;
+use crate::wire::params::{ConnFlags, Protocol, SyncParam};
+use crate::wire::sizes::{DdsFlags, Sizes};
+use crate::wire::state::{ConnState, DiskState, Role, StateWord};
+use crate::wire::uuids::Uuids;
+
+impl Engine {
+    /// Compares the peer's settings with ours (behaviour.md 3.2).
+    pub(crate) fn on_protocol(&mut self, p: &Protocol) {
+        if self.conn.peer_protocol {
+            return self.peer_error("P_PROTOCOL", String::from("came a second time"));
+        }
+        let Some(o) = self.conn.opts.as_ref() else { return };
+        let own_discards = self.volumes.values().any(|vol| vol.discard_my_data);
+        let mismatch = if p.protocol != o.protocol {
+            Some("protocol")
+        } else if p.after_sb_0p.mirrored() != o.after_sb_0p {
+            Some("after-sb-0pri")
+        } else if p.after_sb_1p.mirrored() != o.after_sb_1p {
+            Some("after-sb-1pri")
+        } else if p.after_sb_2p.mirrored() != o.after_sb_2p {
+            Some("after-sb-2pri")
+        } else if p.conn_flags.has(ConnFlags::DISCARD_MY_DATA) && own_discards {
+            Some("discard-my-data")
+        } else if p.two_primaries != o.two_primaries {
+            Some("allow-two-primaries")
+        } else if p.integrity_alg.as_str() != o.integrity_alg.as_str() {
+            Some("data-integrity-alg")
+        } else {
+            None
+        };
+        if let Some(what) = mismatch {
+            let hint = "make both nodes' configuration agree, then connect again";
+            self.log(Level::Error, None, format!("incompatible {what} settings; {hint}"));
+            return self.drop_link(ConnState::Disconnecting);
+        }
+        self.conn.peer_protocol = true;
+        self.conn.peer_dry_run = p.conn_flags.has(ConnFlags::DRY_RUN);
+    }
+
+    /// The peer changed its settings while connected: adopted without a check, as the protocol wants.
+    pub(crate) fn on_protocol_update(&mut self, p: &Protocol) {
+        if p.two_primaries && self.conn.opts.as_ref().is_some_and(|o| !o.two_primaries) {
+            self.log(Level::Warn, None, "the peer switched allow-two-primaries on; a second Primary is still refused");
+        }
+        self.epochs.close();
+        if let Some(o) = self.conn.opts.as_mut() {
+            o.protocol = p.protocol;
+            o.after_sb_0p = p.after_sb_0p.mirrored();
+            o.after_sb_1p = p.after_sb_1p.mirrored();
+            o.after_sb_2p = p.after_sb_2p.mirrored();
+            o.two_primaries = p.two_primaries;
+        }
+    }
+
+    /// Resync settings.
+    pub(crate) fn on_sync_param(&mut self, v: VolumeNr, p: SyncParam) {
+        let starting = self.state(v).conn == ConnState::WfReportParams;
+        let Some(o) = self.conn.opts.as_mut() else { return };
+        for (what, mine, theirs) in
+            [("verify-alg", &mut o.verify_alg, p.verify_alg), ("csums-alg", &mut o.csums_alg, p.csums_alg)]
+        {
+            let Some(theirs) = theirs else { continue };
+            if mine.as_str() == theirs.as_str() {
+                continue;
+            }
+            if starting {
+                let text = format!("Different {what} settings. me=\"{}\" peer=\"{}\"", mine.as_str(), theirs.as_str());
+                self.log(Level::Error, Some(v), text);
+                return self.drop_link(ConnState::Disconnecting);
+            }
+            *mine = theirs;
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.opts.announced.resync_rate = p.resync_rate_kib;
+        if let Some(c) = p.controller {
+            vol.opts.announced.c_plan_ahead = c.plan_ahead_ds;
+            vol.opts.announced.c_delay_target = c.delay_target_ds;
+            vol.opts.announced.c_fill_target = c.fill_target_sectors;
+            vol.opts.announced.c_max_rate = c.max_rate_kib;
+        }
+    }
+
+    /// Sizes and limits (behaviour.md 11.2, 11.3).
+    pub(crate) fn on_sizes(&mut self, v: VolumeNr, p: &Sizes) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.peer.disk_size = p.d_size;
+        vol.peer.max_bio_bytes = p.max_bio_size;
+        let state = vol.state;
+        let local = vol.disk.as_ref().filter(|_| state.disk >= DiskState::Negotiating).map(|d| {
+            (d.capacity, d.sb.effective_size, d.geometry.logical_block_size)
+        });
+        if let (Some((.., own_block)), Some(limits)) = (local, p.limits)
+            && limits.logical_block_size != 0
+            && limits.logical_block_size != own_block
+        {
+            let text = format!(
+                "logical block sizes do not match (me:{own_block}, peer:{}); this may cause problems.",
+                limits.logical_block_size
+            );
+            self.log(Level::Warn, Some(v), text);
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        match local {
+            Some((capacity, agreed, _)) => {
+                let configured = if state.conn == ConnState::WfReportParams {
+                    smaller_set(vol.opts.size, p.u_size)
+                } else {
+                    p.u_size
+                };
+                let size = new_size(capacity, p.d_size, agreed, configured);
+                let shrinks = size.0 < vol.size.0;
+                let in_use = state.disk >= DiskState::Outdated
+                    && (state.conn < ConnState::Connected || state.pdsk == DiskState::Diskless);
+                if shrinks && in_use {
+                    let text = format!("The peer's disk size is too small! ({} < {} sectors)", size.0, vol.size.0);
+                    self.log(Level::Error, Some(v), text);
+                    return self.drop_link(ConnState::Disconnecting);
+                }
+                vol.opts.size = configured;
+                self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
+            }
+            None => {
+                let offered = [p.c_size, p.u_size, p.d_size].into_iter().find(|s| s.0 > 0);
+                let Some(size) = offered.filter(|s| *s != vol.size) else { return };
+                if p.d_size.0 == 0 && vol.size.0 > 0 {
+                    let text = format!("Ignored diskless peer device size (peer:{} != me:{} sectors)!", size.0, vol.size.0);
+                    return self.log(Level::Warn, Some(v), text);
+                }
+                if size.0 < vol.size.0 && state.role == Role::Primary {
+                    let text = format!(
+                        "The peer's device size is too small! ({} < {} sectors); demote me first!",
+                        size.0, vol.size.0
+                    );
+                    self.log(Level::Error, Some(v), text);
+                    return self.drop_link(ConnState::Disconnecting);
+                }
+                self.set_size(v, size, true);
+            }
+        }
+        let differs = self.volumes.get(&v).is_some_and(|vol| vol.size != p.c_size);
+        if state.conn > ConnState::WfReportParams && differs {
+            self.send_sizes(v, false);
+        }
+    }
+
+    /// Generation identifiers.
+    pub(crate) fn on_uuids(&mut self, v: VolumeNr, p: &Uuids) {
+        let version = self.conn.version;
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let state = vol.state;
+        let uuids = PeerUuids {
+            ids: GenIds { current: p.current, bitmap: p.bitmap, history: p.history },
+            bits_set: p.bits_set,
+            flags: UuidFlags(p.flags.0),
+        };
+        let without_disk = state.disk < DiskState::Inconsistent;
+        let first_sight = state.conn < ConnState::Connected || state.pdsk == DiskState::Diskless;
+        if state.role == Role::Primary && without_disk && first_sight && !vol.exposed.same(p.current) {
+            let text = format!("Can only connect to data with current UUID={}", vol.exposed);
+            self.log(Level::Error, Some(v), text);
+            return self.drop_link(ConnState::Disconnecting);
+        }
+        vol.peer.uuids = Some(uuids);
+        let just_created = vol.disk.as_ref().is_some_and(|d| d.sb.current.masked() == crate::units::GenId::JUST_CREATED.0);
+        if uuids.flags.has(UuidFlags::SKIP_INITIAL_SYNC)
+            && version >= 90
+            && state.conn == ConnState::Connected
+            && just_created
+            && let Some(disk) = vol.disk.as_mut()
+        {
+            disk.bitmap.clear_all();
+            let ids = disk.ids().skip_initial_sync(p.current, state.role == Role::Primary);
+            disk.set_ids(ids);
+            self.log(Level::Info, Some(v), "Accepted new current UUID, preparing to skip initial sync");
+            self.log(Level::Info, Some(v), format!("receiver updated UUIDs to {ids}"));
+            self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
+            self.md_bitmap(v, true, None);
+        } else if without_disk && (state.role == Role::Primary || state.conn == ConnState::Connected) && vol.exposed != p.current {
+            vol.exposed = p.current;
+            self.log(Level::Info, Some(v), format!("receiver updated UUIDs to effective data uuid: {}", p.current));
+        }
+    }
+
+    /// The peer's state (behaviour.md 2.10).
+    pub(crate) fn on_state(&mut self, v: VolumeNr, word: StateWord) {
+        if !self.conn.peer_protocol {
+            return self.peer_error("P_STATE", String::from("came before P_PROTOCOL"));
+        }
+        let Some(ps) = VolumeState::from_word(word) else {
+            return self.peer_error("P_STATE", format!("{word:?} names no state"));
+        };
+        let Some(vol) = self.volumes.get(&v) else { return };
+        let os = vol.state;
+        let ctx = ReceivedContext {
+            peer_flags: vol.peer.uuids.map(|u| u.flags),
+            consider_resync: vol.consider_resync,
+            attach_disk: vol.attach_disk,
+            only_failed_bits_left: vol.out_of_sync_bits() <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
+        };
+        match read_peer_state(&os, &ps, &ctx) {
+            Received::TearingDown => {}
+            Received::FinishResync => self.ping_then(AfterPing::SourceFinish(v)),
+            Received::Ignore => {
+                // The target is done; bits that application writes still hold here are cleared by their last
+                // acknowledgements, and the end follows then.
+                if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
+                    resync.peer_finished = true;
+                }
+            }
+            Received::FinishVerify => self.ping_then(AfterPing::VerifyFinish(v)),
+            Received::Apply(view) => self.apply_peer_state(v, &os, &ps, &ctx, view),
+        }
+    }
+
+    fn apply_peer_state(&mut self, v: VolumeNr, os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext, mut view: PeerView) {
+        if view.handshake {
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.consider_resync = false;
+            }
+            let outcome = self.handshake(v, ps, view.real_disk);
+            for line in &outcome.log {
+                self.log(Level::Info, Some(v), line.clone());
+            }
+            for handler in &outcome.handlers {
+                self.log(Level::Warn, Some(v), format!("event {handler:?}: handlers are not run in this version"));
+            }
+            match outcome.decision {
+                Decision::Connected => {}
+                Decision::Source { full } => {
+                    view.conn = ConnState::WfBitMapS;
+                    self.set_all_if(v, full);
+                }
+                Decision::Target { full } => {
+                    view.conn = ConnState::WfBitMapT;
+                    self.set_all_if(v, full);
+                }
+                Decision::Refuse(reason) => {
+                    if os.disk == DiskState::Negotiating {
+                        self.log(Level::Error, Some(v), "the peer's data do not fit this disk; attach refused");
+                        return self.force(v, &StateChange::NONE.disk(DiskState::Failed));
+                    }
+                    if ps.disk == DiskState::Negotiating {
+                        self.log(Level::Warn, Some(v), "Disk attach process on the peer node was aborted.");
+                        view.pdsk = DiskState::Diskless;
+                    } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
+                        return self.drop_link(ConnState::ProtocolError);
+                    } else {
+                        return self.drop_link(ConnState::Disconnecting);
+                    }
+                }
+            }
+        }
+        let change = view.change(os, ps, ctx);
+        if let Err(code) = self.change(v, &change, view.mode) {
+            self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
+            return self.drop_link(ConnState::Disconnecting);
+        }
+        if view.peer_must_decide(os, ps) {
+            self.send_uuids_durably(v);
+            self.send_state(v);
+        }
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.discard_my_data = false;
+        }
+        if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
+            self.md_superblock(v, None);
+        }
+    }
+
+    fn set_all_if(&mut self, v: VolumeNr, full: bool) {
+        if full && let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+            disk.bitmap.set_all();
+            self.md_bitmap(v, false, None);
+        }
+    }
+
+    fn handshake(&mut self, v: VolumeNr, ps: &VolumeState, real_peer_disk: DiskState) -> Outcome {
+        let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
+        let (always_asbp, tentative, policies) = self.conn.opts.as_ref().map_or_else(
+            || (false, false, AfterSbPolicies::default()),
+            |o| (o.always_asbp, o.tentative, AfterSbPolicies::default()),
+        );
+        let vol = self.volumes.get(&v);
+        let own = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids).unwrap_or_default();
+        let peer = vol.and_then(|vol| vol.peer.uuids).unwrap_or_default();
+        let state = self.state(v);
+        let input = HandshakeInput {
+            own: &own,
+            own_bits_set: vol.map_or(0, super::volume::Volume::out_of_sync_bits),
+            own_changes: vol.map_or(0, |vol| vol.bits_sent),
+            own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary),
+            own_role: state.role,
+            disk: state.disk,
+            negotiation_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
+            peer: &peer,
+            peer_role: ps.role,
+            peer_disk: real_peer_disk,
+            resolve_conflicts: self.conn.resolve_conflicts,
+            version: self.conn.version,
+            wsame,
+            policies,
+            always_asbp,
+            // The automatic policies have no effect yet: what they would decide ends StandAlone.
+            auto_policies: false,
+            can_demote: false,
+            rr_conflict: RrConflict::Disconnect,
+            discard_my_data: vol.is_some_and(|vol| vol.discard_my_data),
+            dry_run: tentative,
+            peer_dry_run: self.conn.peer_dry_run,
+        };
+        let outcome = decide(&input);
+        let (own_after, peer_after) = outcome.comparison.correction.apply(own, peer.ids);
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            if let Some(uuids) = vol.peer.uuids.as_mut() {
+                uuids.ids = peer_after;
+            }
+            if own_after != own
+                && let Some(disk) = vol.disk.as_mut()
+            {
+                disk.set_ids(own_after);
+            }
+        }
+        outcome
+    }
+}
+
+fn smaller_set(a: Sectors, b: Sectors) -> Sectors {
+    match (a.0, b.0) {
+        (0, _) => b,
+        (_, 0) => a,
+        _ => a.min(b),
+    }
+}
+
+/// The size of a volume from the own capacity, the peer's disk size, the last agreed size and the configured size;
+/// 0 is "unknown" for each (behaviour.md 11.2).
+pub(crate) fn new_size(own: Sectors, peer: Sectors, agreed: Sectors, configured: Sectors) -> Sectors {
+    let size = if own.0 > 0 && peer.0 > 0 {
+        own.min(peer)
+    } else if agreed.0 > 0 {
+        let cap = |s: Sectors, limit: Sectors| if limit.0 > 0 { s.min(limit) } else { s };
+        cap(cap(agreed, own), peer)
+    } else {
+        own.max(peer)
+    };
+    if configured.0 > 0 && configured <= size { configured } else { size }
+}
+
+/// Packets that carry parameters of a volume are read and ignored for volumes that are not configured here.
+pub(crate) const fn is_parameter(packet: &Packet) -> bool {
+    matches!(packet, Packet::SyncParam(_) | Packet::Sizes(_) | Packet::Uuids(_) | Packet::State(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_follow_the_table() {
+        let s = Sectors;
+        assert_eq!(new_size(s(100), s(80), s(90), s(0)), s(80));
+        assert_eq!(new_size(s(100), s(0), s(90), s(0)), s(90));
+        assert_eq!(new_size(s(80), s(0), s(90), s(0)), s(80));
+        assert_eq!(new_size(s(100), s(0), s(0), s(0)), s(100));
+        assert_eq!(new_size(s(0), s(70), s(0), s(0)), s(70));
+        assert_eq!(new_size(s(100), s(80), s(0), s(50)), s(50));
+        assert_eq!(new_size(s(100), s(80), s(0), s(90)), s(80));
+    }
+}
