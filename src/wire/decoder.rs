@@ -3,7 +3,7 @@
 //!
 //! Never holds more than what was fed; a header is checked before its body is waited for.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::agreed::Agreed;
 use super::codec::{Header, decode_body, decode_header, header_len};

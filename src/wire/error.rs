@@ -157,6 +157,9 @@ pub enum BitmapFault {
     /// The transfer is over.
     #[error("bitmap is already complete")]
     Complete,
+    /// The packet before is not merged yet, or was illegal.
+    #[error("the chunk before is not merged yet")]
+    Unfinished,
     /// A plain chunk must carry exactly as many bytes as fit or are left.
     #[error("plain chunk of {got} bytes, must be {want}")]
     ChunkLength {

@@ -9,6 +9,8 @@
 pub mod ack;
 pub mod agreed;
 pub mod auth;
+pub mod bitmap;
+pub mod bitmap_code;
 pub mod codec;
 mod cursor;
 pub mod data;
