@@ -3,12 +3,16 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::units::{BlockId, Sector, SeqNr};
+use crate::units::{BlockId, Sector, SectorRange, SeqNr};
 
+use super::cursor::Reader;
 use super::digest::Digest;
+use super::error::Fault;
+use super::feature::{FeatureFlags, Version};
 use super::flags::flags;
+use super::resync::{check_range, check_size};
 
 flags!(
     /// `dp_flags` of the data family (wire.md 5.2). Below version 95 only [`DpFlags::RW_SYNC`] and
@@ -139,5 +143,173 @@ impl fmt::Debug for DataReply {
             .field("digest", &self.digest)
             .field("payload_len", &self.payload.len())
             .finish()
+    }
+}
+
+/// Length of the common fixed structure of the family, in bytes.
+pub(super) const P_DATA_LEN: u32 = 24;
+/// Length with the size field of the packets about a range without data, in bytes.
+pub(super) const P_TRIM_LEN: u32 = 28;
+/// Largest block of a write-same: no kernel that sends one has larger logical blocks than its pages.
+pub(super) const WSAME_BLOCK_MAX: u32 = 4096;
+
+/// The common fixed structure.
+struct Head {
+    sector: Sector,
+    block_id: BlockId,
+    seq: SeqNr,
+    flags: DpFlags,
+}
+
+impl Head {
+    fn decode(r: &mut Reader<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            sector: Sector(r.u64()?),
+            block_id: BlockId(r.u64()?),
+            seq: SeqNr(r.u32()?),
+            flags: DpFlags(r.u32()?),
+        })
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64(self.sector.0);
+        out.put_u64(self.block_id.0);
+        out.put_u32(self.seq.0);
+        out.put_u32(self.flags.0);
+    }
+}
+
+/// A digest may be missing (no algorithm), so "too long" is the only fault.
+fn digest(r: &mut Reader<'_>) -> Result<Digest, Fault> {
+    Digest::new(r.take_rest()).ok_or(Fault::Truncated)
+}
+
+fn payload_len(payload: &Bytes) -> Result<u32, Fault> {
+    u32::try_from(payload.len()).map_err(|_| Fault::Length { got: payload.len() as u64, min: 0, max: u32::MAX })
+}
+
+fn require(flags: DpFlags, needed: DpFlags, rule: &'static str) -> Result<(), Fault> {
+    if flags.has(needed) {
+        return Ok(());
+    }
+    Err(Fault::Field { field: "dp_flags", value: flags.0.into(), rule })
+}
+
+impl Data {
+    pub(super) fn decode(r: &mut Reader<'_>, version: Version, payload: Bytes) -> Result<Self, Fault> {
+        let Head { sector, block_id, seq, flags } = Head::decode(r)?;
+        let data = Self { sector, block_id, seq, flags, digest: digest(r)?, payload };
+        data.check(version)?;
+        Ok(data)
+    }
+
+    pub(super) fn check(&self, version: Version) -> Result<(), Fault> {
+        check_range(self.sector, payload_len(&self.payload)?, "length")?;
+        if self.payload.is_empty() {
+            require(self.flags, DpFlags::FLUSH, "a write without data must be a flush")?;
+        }
+        // Below version 95 these bits carry no information.
+        let other = DpFlags::DISCARD.with(DpFlags::ZEROES).with(DpFlags::WSAME);
+        if version.nr() >= 95 && self.flags.has_any(other) {
+            let rule = "says that this is no plain write";
+            return Err(Fault::Field { field: "dp_flags", value: self.flags.0.into(), rule });
+        }
+        Ok(())
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let Self { sector, block_id, seq, flags, .. } = *self;
+        Head { sector, block_id, seq, flags }.encode(out);
+        out.put_slice(self.digest.as_bytes());
+    }
+
+    /// The range written; empty for a flush. `None` for an illegal packet made by hand.
+    #[must_use]
+    pub const fn range(&self) -> Option<SectorRange> {
+        SectorRange::from_bytes(self.sector, self.payload.len() as u64)
+    }
+}
+
+impl Trim {
+    pub(super) fn decode(r: &mut Reader<'_>) -> Result<Self, Fault> {
+        let Head { sector, block_id, seq, flags } = Head::decode(r)?;
+        Ok(Self { sector, block_id, seq, flags, size: r.u32()? })
+    }
+
+    /// `needed` is the flag that fits to the command.
+    pub(super) fn check(&self, features: FeatureFlags, needed: DpFlags) -> Result<(), Fault> {
+        check_size(self.size, features.discard_bytes_max(), "size")?;
+        check_range(self.sector, self.size, "size")?;
+        require(self.flags, needed, "does not fit to the command")
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let Self { sector, block_id, seq, flags, size } = *self;
+        Head { sector, block_id, seq, flags }.encode(out);
+        out.put_u32(size);
+    }
+
+    /// The range affected. `None` for an illegal packet made by hand.
+    #[must_use]
+    pub const fn range(&self) -> Option<SectorRange> {
+        SectorRange::from_bytes(self.sector, self.size as u64)
+    }
+}
+
+impl WriteSame {
+    pub(super) fn decode(r: &mut Reader<'_>, features: FeatureFlags, payload: Bytes) -> Result<Self, Fault> {
+        let Head { sector, block_id, seq, flags } = Head::decode(r)?;
+        let same = Self { sector, block_id, seq, flags, size: r.u32()?, digest: digest(r)?, payload };
+        same.check(features)?;
+        Ok(same)
+    }
+
+    pub(super) fn check(&self, features: FeatureFlags) -> Result<(), Fault> {
+        check_size(self.size, features.discard_bytes_max(), "size")?;
+        check_range(self.sector, self.size, "size")?;
+        let block = payload_len(&self.payload)?;
+        if !block.is_power_of_two() || !self.size.is_multiple_of(block) {
+            let rule = "must be a multiple of the block that follows";
+            return Err(Fault::Field { field: "size", value: self.size.into(), rule });
+        }
+        require(self.flags, DpFlags::WSAME, "does not fit to the command")
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let Self { sector, block_id, seq, flags, .. } = *self;
+        Head { sector, block_id, seq, flags }.encode(out);
+        out.put_u32(self.size);
+        out.put_slice(self.digest.as_bytes());
+    }
+
+    /// The range affected. `None` for an illegal packet made by hand.
+    #[must_use]
+    pub const fn range(&self) -> Option<SectorRange> {
+        SectorRange::from_bytes(self.sector, self.size as u64)
+    }
+}
+
+impl DataReply {
+    pub(super) fn decode(r: &mut Reader<'_>, payload: Bytes) -> Result<Self, Fault> {
+        let Head { sector, block_id, .. } = Head::decode(r)?;
+        let reply = Self { sector, block_id, digest: digest(r)?, payload };
+        reply.check()?;
+        Ok(reply)
+    }
+
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_range(self.sector, payload_len(&self.payload)?, "length")
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let Self { sector, block_id, .. } = *self;
+        Head { sector, block_id, seq: SeqNr(0), flags: DpFlags::NONE }.encode(out);
+        out.put_slice(self.digest.as_bytes());
+    }
+
+    /// The range that the data belongs to. `None` for an illegal packet made by hand.
+    #[must_use]
+    pub const fn range(&self) -> Option<SectorRange> {
+        SectorRange::from_bytes(self.sector, self.payload.len() as u64)
     }
 }

@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use bytes::{BufMut, BytesMut};
+
 use crate::limits::{
     DISCARD_BYTES_MAX, DISCARD_BYTES_MAX_WSAME, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, REQUEST_BYTES_MAX_V86,
     REQUEST_BYTES_MAX_V95, REQUEST_BYTES_MAX_V100,
 };
 
+use super::cursor::Reader;
+use super::error::Fault;
 use super::flags::flags;
 
 /// An agreed protocol version, 86 to 101.
@@ -115,5 +119,20 @@ impl Features {
     #[must_use]
     pub const fn own() -> Self {
         Self { protocol_min: PROTOCOL_VERSION_MIN, protocol_max: PROTOCOL_VERSION_MAX, flags: FeatureFlags::KNOWN }
+    }
+
+    /// Length on the wire in bytes.
+    pub const LEN: usize = 72;
+
+    pub(super) fn decode(r: &mut Reader<'_>) -> Result<Self, Fault> {
+        // Behind these: pad and reserved fields of newer peers.
+        Ok(Self { protocol_min: r.u32()?, flags: FeatureFlags(r.u32()?), protocol_max: r.u32()? })
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        out.put_u32(self.protocol_min);
+        out.put_u32(self.flags.0);
+        out.put_u32(self.protocol_max);
+        out.put_bytes(0, Self::LEN - 12);
     }
 }

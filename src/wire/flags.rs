@@ -83,6 +83,7 @@ mod tests {
         assert_eq!(format!("{:?}", Bits(0x13)), "ONE|TWO|0x10");
         assert_eq!(format!("{:?}", Bits::NONE), "0x0");
         assert_eq!(format!("{:?}", Bits::ONE), "ONE");
+        assert_eq!(Bits::ONE.with_if(Bits::TWO, true).and(Bits::TWO), Bits::NONE.with(Bits::TWO));
         assert!(Bits(3).has(Bits::TWO) && !Bits(1).has(Bits(3)) && Bits(1).has_any(Bits(3)));
     }
 }

@@ -54,7 +54,7 @@ pub enum Scope {
 
 /// When a packet may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum Phase {
     /// As the first packet of a TCP connection.
     First,
     /// As the first packet of the data socket after that.
@@ -76,10 +76,8 @@ pub enum LenRule {
     Exact(u32),
     /// From so many to so many.
     Between(u32, u32),
-    /// A structure of so many, the integrity digest, and data from nothing (`empty_ok`) to the largest request.
+    /// `p_data`: 24, the integrity digest, and data up to the largest request.
     Payload {
-        /// The fixed structure.
-        fixed: u32,
         /// No data at all is legal.
         empty_ok: bool,
     },
@@ -123,14 +121,14 @@ pub struct Row {
     /// Whom it is about.
     pub scope: Scope,
     /// When it may come.
-    pub stage: Stage,
+    pub phase: Phase,
     /// Bounds of its length.
     pub len: LenRule,
 }
 
 macro_rules! packets {
     ($($variant:ident = $command:literal, $name:literal, $sock:ident, $since:literal..=$until:expr, $feature:ident, $scope:ident,
-       $stage:ident, $len:expr;)+) => {
+       $phase:ident, $len:expr;)+) => {
         /// The packets, by DRBD's names.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
@@ -163,7 +161,7 @@ macro_rules! packets {
                     until: $until,
                     feature: FeatureFlags::$feature,
                     scope: Scope::$scope,
-                    stage: Stage::$stage,
+                    phase: Phase::$phase,
                     len: $len,
                 } },)+ }
             }
@@ -180,7 +178,7 @@ macro_rules! packets {
 const MAX: u32 = PROTOCOL_VERSION_MAX;
 
 packets! {
-    // packet          command  name                     socket versions    feature      scope       stage          length
+    // packet          command  name                     socket versions    feature      scope       phase          length
     InitialData        = 0xfff2, "P_INITIAL_DATA",        Data, 86..=MAX, NONE,        Connection, First,         LenRule::Exact(0);
     InitialMeta        = 0xfff1, "P_INITIAL_META",        Meta, 86..=MAX, NONE,        Connection, First,         LenRule::Exact(0);
     ConnectionFeatures = 0xfffe, "P_CONNECTION_FEATURES", Data, 86..=MAX, NONE,        Connection, Features,      LenRule::Exact(72);
@@ -198,7 +196,7 @@ packets! {
     StateChgReply      = 0x1d, "P_STATE_CHG_REPLY",       Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(4);
     ConnStChgReq       = 0x2a, "P_CONN_ST_CHG_REQ",       Data, 100..=MAX, NONE,       Connection, Connected,     LenRule::Exact(8);
     ConnStChgReply     = 0x2b, "P_CONN_ST_CHG_REPLY",     Meta, 100..=MAX, NONE,       Connection, Connected,     LenRule::Exact(4);
-    Data               = 0x00, "P_DATA",                  Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { fixed: 24, empty_ok: true };
+    Data               = 0x00, "P_DATA",                  Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: true };
     Trim               = 0x31, "P_TRIM",                  Data, 86..=MAX, TRIM,        Volume,     Connected,     LenRule::Exact(28);
     Zeroes             = 0x36, "P_ZEROES",                Data, 86..=MAX, WZEROES,     Volume,     Connected,     LenRule::Exact(28);
     WriteSame          = 0x34, "P_WSAME",                 Data, 86..=MAX, WSAME,       Volume,     Connected,     LenRule::WriteSame;
@@ -212,12 +210,12 @@ packets! {
     RetryWrite         = 0x2c, "P_RETRY_WRITE",           Meta, 100..=MAX, NONE,       Volume,     Connected,     LenRule::Exact(24);
     NegAck             = 0x19, "P_NEG_ACK",               Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
     DataRequest        = 0x08, "P_DATA_REQUEST",          Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    DataReply          = 0x01, "P_DATA_REPLY",            Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { fixed: 24, empty_ok: false };
+    DataReply          = 0x01, "P_DATA_REPLY",            Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: false };
     NegDreply          = 0x1a, "P_NEG_DREPLY",            Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
     RsDataRequest      = 0x09, "P_RS_DATA_REQUEST",       Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
     RsThinReq          = 0x32, "P_RS_THIN_REQ",           Data, 86..=MAX, THIN_RESYNC, Volume,     Connected,     LenRule::Exact(24);
     CsumRsRequest      = 0x21, "P_CSUM_RS_REQUEST",       Data, 89..=MAX, NONE,        Volume,     Connected,     LenRule::CsumDigest;
-    RsDataReply        = 0x02, "P_RS_DATA_REPLY",         Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { fixed: 24, empty_ok: false };
+    RsDataReply        = 0x02, "P_RS_DATA_REPLY",         Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: false };
     RsDeallocated      = 0x33, "P_RS_DEALLOCATED",        Data, 86..=MAX, THIN_RESYNC, Volume,     Connected,     LenRule::Exact(16);
     RsIsInSync         = 0x22, "P_RS_IS_IN_SYNC",         Meta, 89..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
     NegRsDreply        = 0x1b, "P_NEG_RS_DREPLY",         Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);

@@ -7,10 +7,19 @@
 //! Source: wire.md.
 
 pub mod ack;
+pub mod agreed;
+pub mod auth;
+pub mod bitmap;
+pub mod bitmap_code;
+pub mod codec;
+mod cursor;
 pub mod data;
+pub mod decoder;
 pub mod digest;
+pub mod error;
 pub mod feature;
 mod flags;
+pub mod header;
 pub mod kind;
 pub mod packet;
 pub mod params;
@@ -20,10 +29,14 @@ pub mod state;
 pub mod uuids;
 
 pub use ack::BlockAck;
+pub use agreed::Agreed;
+pub use codec::{Header, decode_body, decode_header, encode, encode_head, header_len};
 pub use data::{Data, DataReply, DpFlags, Trim, WriteSame};
-pub use digest::{AlgName, Digest};
+pub use decoder::StreamDecoder;
+pub use digest::{AlgName, Digest, DigestAlg};
+pub use error::{EncodeError, Fault, Place, Reaction, WireError};
 pub use feature::{FeatureFlags, Features, Version};
-pub use kind::{Kind, Socket};
+pub use kind::{Kind, Phase, Socket};
 pub use packet::Packet;
 pub use params::{AfterSb, ConnFlags, Controller, Protocol, ReplProtocol, SyncParam};
 pub use resync::{BlockDesc, BlockReq};

@@ -1,7 +1,12 @@
 //! Connection and resync settings: `P_PROTOCOL`, `P_PROTOCOL_UPDATE`, `P_SYNC_PARAM`, `P_SYNC_PARAM89` (wire.md 4.4,
 //! 4.6). Numbers that name no protocol or policy are refused; algorithm names must be on the whitelist.
 
-use super::digest::AlgName;
+use bytes::{BufMut, BytesMut};
+
+use super::cursor::Reader;
+use super::digest::{ALG_NAME_LEN, AlgName};
+use super::error::Fault;
+use super::feature::Version;
 use super::flags::flags;
 
 /// The replication protocol.
@@ -164,5 +169,114 @@ impl Default for Controller {
     /// DRBD's defaults.
     fn default() -> Self {
         Self { plan_ahead_ds: 20, delay_target_ds: 10, fill_target_sectors: 100, max_rate_kib: 102_400 }
+    }
+}
+
+/// Longest text behind the numbers of `P_PROTOCOL` and of the `P_SYNC_PARAM` of version 88, with its NUL, in bytes.
+pub(super) const TEXT_LEN_MAX: u32 = 64;
+
+fn policy(r: &mut Reader<'_>, field: &'static str) -> Result<AfterSb, Fault> {
+    let value = r.u32()?;
+    AfterSb::from_code(value).ok_or_else(|| Fault::Field { field, value: value.into(), rule: "names no policy" })
+}
+
+fn put_text(name: &AlgName, out: &mut BytesMut) {
+    out.put_slice(name.as_str().as_bytes());
+    out.put_u8(0);
+}
+
+fn put_padded(name: Option<&AlgName>, out: &mut BytesMut) {
+    let text = name.map_or("", AlgName::as_str).as_bytes();
+    out.put_slice(text);
+    out.put_bytes(0, ALG_NAME_LEN.saturating_sub(text.len()));
+}
+
+impl Protocol {
+    /// Length on the wire without the name, in bytes.
+    pub const LEN: usize = 24;
+
+    pub(super) fn decode(r: &mut Reader<'_>) -> Result<Self, Fault> {
+        let protocol = r.u32()?;
+        Ok(Self {
+            protocol: ReplProtocol::from_code(protocol).ok_or_else(|| Fault::Field {
+                field: "protocol",
+                value: protocol.into(),
+                rule: "must be 1, 2 or 3",
+            })?,
+            after_sb_0p: policy(r, "after_sb_0p")?,
+            after_sb_1p: policy(r, "after_sb_1p")?,
+            after_sb_2p: policy(r, "after_sb_2p")?,
+            conn_flags: ConnFlags(r.u32()?),
+            two_primaries: match r.u32()? {
+                0 => false,
+                1 => true,
+                value => {
+                    return Err(Fault::Field { field: "two_primaries", value: value.into(), rule: "must be 0 or 1" });
+                }
+            },
+            integrity_alg: AlgName::decode(r.take_rest(), "integrity_alg")?,
+        })
+    }
+
+    pub(super) fn encode(&self, version: Version, out: &mut BytesMut) {
+        out.put_u32(self.protocol.code());
+        for policy in [self.after_sb_0p, self.after_sb_1p, self.after_sb_2p] {
+            out.put_u32(policy.code());
+        }
+        out.put_u32(self.conn_flags.0);
+        out.put_u32(self.two_primaries.into());
+        if version.nr() >= 87 {
+            put_text(&self.integrity_alg, out);
+        }
+    }
+}
+
+impl SyncParam {
+    pub(super) fn decode(r: &mut Reader<'_>, version: Version) -> Result<Self, Fault> {
+        let mut param = Self { resync_rate_kib: r.u32()?, verify_alg: None, csums_alg: None, controller: None };
+        if version.nr() == 88 {
+            param.verify_alg = Some(AlgName::decode(r.take_rest(), "verify_alg")?);
+        }
+        if version.nr() >= 89 {
+            param.verify_alg = Some(AlgName::decode(r.take(ALG_NAME_LEN)?, "verify_alg")?);
+            param.csums_alg = Some(AlgName::decode(r.take(ALG_NAME_LEN)?, "csums_alg")?);
+        }
+        if version.nr() >= 95 {
+            param.controller = Some(Controller {
+                plan_ahead_ds: r.u32()?,
+                delay_target_ds: r.u32()?,
+                fill_target_sectors: r.u32()?,
+                max_rate_kib: r.u32()?,
+            });
+        }
+        Ok(param)
+    }
+
+    pub(super) fn encode(&self, version: Version, out: &mut BytesMut) {
+        out.put_u32(self.resync_rate_kib);
+        if version.nr() == 88 {
+            put_text(self.verify_alg.as_ref().unwrap_or(&AlgName::NONE), out);
+        }
+        if version.nr() >= 89 {
+            put_padded(self.verify_alg.as_ref(), out);
+            put_padded(self.csums_alg.as_ref(), out);
+        }
+        if version.nr() >= 95 {
+            let c = self.controller.unwrap_or_default();
+            for value in [c.plan_ahead_ds, c.delay_target_ds, c.fill_target_sectors, c.max_rate_kib] {
+                out.put_u32(value);
+            }
+        }
+    }
+
+    /// The same settings with exactly the fields that `version` carries; missing ones get DRBD's defaults.
+    #[must_use]
+    pub fn shaped_for(&self, version: Version) -> Self {
+        Self {
+            resync_rate_kib: self.resync_rate_kib,
+            verify_alg: (version.nr() >= 88).then(|| self.verify_alg.clone().unwrap_or_default()),
+            csums_alg: (version.nr() >= 89).then(|| self.csums_alg.clone().unwrap_or_default()),
+            controller: (version.nr() >= 95).then(|| self.controller.unwrap_or_default()),
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! `P_UUIDS`: a node's generation identifiers (wire.md 4.8).
 
+use bytes::{BufMut, BytesMut};
+
 use crate::units::GenId;
 
+use super::cursor::Reader;
+use super::error::Fault;
 use super::flags::flags;
 
 flags!(
@@ -31,4 +35,28 @@ pub struct Uuids {
     pub bits_set: u64,
     /// Flags; unknown bits are kept.
     pub flags: UuidFlags,
+}
+
+impl Uuids {
+    /// Length on the wire in bytes.
+    pub const LEN: usize = 48;
+
+    pub(super) fn decode(r: &mut Reader<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            current: GenId(r.u64()?),
+            bitmap: GenId(r.u64()?),
+            history: [GenId(r.u64()?), GenId(r.u64()?)],
+            bits_set: r.u64()?,
+            flags: UuidFlags(r.u64()?),
+        })
+    }
+
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let [h0, h1] = self.history;
+        for id in [self.current, self.bitmap, h0, h1] {
+            out.put_u64(id.0);
+        }
+        out.put_u64(self.bits_set);
+        out.put_u64(self.flags.0);
+    }
 }
