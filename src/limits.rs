@@ -39,3 +39,21 @@ const _: () = assert!(
 
 /// Largest single client request, in bytes; larger ones are refused by the frontends. NBD: 32 MiB is what clients expect.
 pub const CLIENT_REQUEST_BYTES_MAX: u64 = 32 << 20;
+
+/// Most requests of a peer that are accepted and not answered; beyond it the data socket is not read. Twice what a kernel
+/// peer with default `max-buffers` keeps in flight.
+pub const PEER_REQUESTS_MAX: usize = 4096;
+/// Writes after which received epochs are flushed at the latest, under relaxed epochs. Measured: a flush per write
+/// at queue depth 1 halves the rate.
+pub const EPOCH_FLUSH_WRITES: u32 = 256;
+/// Delay after which they are flushed at the latest, in milliseconds.
+pub const EPOCH_FLUSH_DELAY_MS: u64 = 10;
+/// Largest resync request of our own, in bytes.
+pub const RESYNC_REQUEST_BYTES: u64 = 512 << 10;
+/// Resync data asked for and not yet on disk, in bytes.
+pub const RESYNC_IN_FLIGHT_BYTES: u64 = 8 << 20;
+/// Delay between cleared bits and the write-out of their pages, in milliseconds. DRBD 8.4: 2 s.
+pub const LAZY_BITMAP_DELAY_MS: u64 = 2000;
+
+const _: () = assert!(RESYNC_REQUEST_BYTES <= REQUEST_BYTES_MAX_V100 as u64);
+const _: () = assert!(RESYNC_IN_FLIGHT_BYTES >= RESYNC_REQUEST_BYTES);

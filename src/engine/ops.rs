@@ -27,7 +27,9 @@ pub(crate) enum Op {
     /// A read on the peer's behalf.
     PeerRead(u64),
     /// Flush that finishes received epochs.
-    EpochFlush { mark: Option<FlushMark> },
+    EpochFlush { round: u64, mark: Option<FlushMark> },
+    /// Flush behind a write with the flush flag.
+    PeerFlush { key: u64, mark: Option<FlushMark> },
 }
 
 /// An operation in flight.
@@ -80,9 +82,13 @@ impl Engine {
             }
             Op::PeerWrite(key) => self.on_peer_written(key, result.map(drop)),
             Op::PeerRead(key) => self.on_peer_read(key, required(result)),
-            Op::EpochFlush { mark } => {
+            Op::EpochFlush { round, mark } => {
                 self.note_flush(v, mark, result.is_ok());
-                self.on_epoch_flushed(v, result.map(drop));
+                self.on_epoch_flushed(v, round, result.map(drop));
+            }
+            Op::PeerFlush { key, mark } => {
+                self.note_flush(v, mark, result.is_ok());
+                self.on_peer_flushed(key, result.is_ok());
             }
         }
         self.finish_detach(v);

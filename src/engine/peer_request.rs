@@ -1,0 +1,723 @@
+//! Requests of the peer: replicated writes, reads, resync and verify reads, and the epochs that the peer's barriers end.
+//!
+//! Owns every request of the peer until it is answered, and the list of received epochs. Invariants: two writes for the
+//! peer that overlap are never on their way to the disk at the same time, and reach it in the order of their arrival; a
+//! read sees every overlapping write that arrived before it; a `P_BARRIER_ACK` is sent only after the acknowledgements
+//! of all writes of its epoch and after a flush that began when they were all complete; from a peer that orders by
+//! epochs, no write starts before the epoch before its own is finished. Source: wire.md 5, 6, 9; behaviour.md 5.6.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::engine::action::{Action, DiskOp, Level};
+use crate::engine::al::{Begin, ExtentSpan, RequestKey};
+use crate::engine::event::{DiskFailure, Timer};
+use crate::engine::ops::Op;
+use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES, PEER_REQUESTS_MAX};
+use crate::units::{BlockId, SectorRange, VolumeNr};
+use crate::wire::ack::BlockAck;
+use crate::wire::data::{Data, DataReply, DpFlags, Trim};
+use crate::wire::digest::Digest;
+use crate::wire::feature::FeatureFlags;
+use crate::wire::packet::Packet;
+use crate::wire::resync::{BlockDesc, BlockReq};
+use crate::wire::state::{ConnState, DiskState, Role};
+
+/// Marks the keys of peer requests among the activity log's keys.
+pub(crate) const PEER_KEY: u64 = 1 << 63;
+
+/// What a peer request does.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum PeerKind {
+    /// A replicated write, discard or write-zeroes.
+    Write { flags: DpFlags },
+    /// Resync data that this node asked for.
+    ResyncWrite,
+    /// An application read of the peer.
+    Read,
+    /// A resync read; zeroes may be answered without data.
+    ResyncRead { thin: bool },
+    /// A resync read that is answered with data only if the digest differs.
+    ChecksumRead { digest: Digest },
+    /// A verify read.
+    VerifyRead,
+}
+
+/// How a write reaches the disk.
+#[derive(Clone, Debug, PartialEq)]
+enum WriteIo {
+    Data(Bytes),
+    Discard,
+    Zeroes { may_unmap: bool },
+}
+
+/// A request of the peer.
+#[derive(Debug)]
+pub(crate) struct PeerRequest {
+    pub volume: VolumeNr,
+    pub kind: PeerKind,
+    pub range: SectorRange,
+    block_id: BlockId,
+    io: Option<WriteIo>,
+    arrival: u64,
+    epoch: Option<u64>,
+    submitted: bool,
+    /// Its link is gone: no answer.
+    orphan: bool,
+    al: Option<ExtentSpan>,
+    /// Waits for the activity log.
+    al_pending: bool,
+    al_settled: bool,
+    /// Bits were set before the write, because the peer has no disk.
+    marked: bool,
+}
+
+impl PeerRequest {
+    fn is_write(&self) -> bool {
+        matches!(self.kind, PeerKind::Write { .. } | PeerKind::ResyncWrite)
+    }
+}
+
+/// A received epoch.
+#[derive(Debug)]
+struct Epoch {
+    id: u64,
+    writes: u32,
+    active: u32,
+    barrier: Option<u32>,
+}
+
+/// Epochs received on the present link, oldest first; the last one is open.
+#[derive(Debug, Default)]
+pub(crate) struct ReceivedEpochs {
+    epochs: VecDeque<Epoch>,
+    next_id: u64,
+    /// Number of the running flush, its operations in flight and how many epochs it finishes.
+    round: u64,
+    flushing: u32,
+    covered: usize,
+    /// The peer's client waits: flush at once.
+    urgent: bool,
+    timer: bool,
+    arrivals: u64,
+    /// A flush failed once: from then on order by waiting only.
+    drain_only: bool,
+}
+
+impl ReceivedEpochs {
+    /// Epoch objects, as `/proc/drbd` counts them.
+    pub(crate) fn count(&self) -> usize {
+        self.epochs.len().max(1)
+    }
+
+    /// Whether the flush method was given up.
+    pub(crate) const fn drain_only(&self) -> bool {
+        self.drain_only
+    }
+
+    fn open(&mut self) -> &mut Epoch {
+        if self.epochs.back().is_none_or(|e| e.barrier.is_some()) {
+            self.next_id += 1;
+            self.epochs.push_back(Epoch { id: self.next_id, writes: 0, active: 0, barrier: None });
+        }
+        let last = self.epochs.len() - 1;
+        &mut self.epochs[last]
+    }
+}
+
+impl Engine {
+    /// Whether the link driver may hand over another packet of the data socket; when not, it stops reading until the
+    /// next answer went out.
+    #[must_use]
+    pub fn accepts_peer_requests(&self) -> bool {
+        self.peer_requests.len() < PEER_REQUESTS_MAX
+    }
+
+    fn checked_range(&mut self, v: VolumeNr, name: &'static str, range: Option<SectorRange>) -> Option<SectorRange> {
+        let size = self.volumes.get(&v).map_or(0, |vol| vol.size.0);
+        match range {
+            Some(range) if !range.is_empty() && range.end().0 <= size => Some(range),
+            _ => {
+                self.peer_error(name, format!("range {range:?} is not inside the device of {size} sectors"));
+                None
+            }
+        }
+    }
+
+    /// A replicated write with data.
+    pub(crate) fn on_data(&mut self, v: VolumeNr, p: Data) {
+        let bytes = p.payload.len();
+        if bytes == 0 {
+            // An empty write is a flush request of old peers; acknowledged like a write of size 0.
+            return self.on_empty_write(v, &p);
+        }
+        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else { return };
+        if let Some(alg) = self.conn.peer_integrity {
+            let digest = alg.digest(&[&p.payload]);
+            if digest != p.digest {
+                return self.peer_error("P_DATA", format!("Digest integrity check FAILED: {}s +{bytes}", p.sector));
+            }
+        }
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.received += range.count.0;
+        }
+        self.accept_write(v, range, p.block_id, p.flags, WriteIo::Data(p.payload));
+    }
+
+    /// A replicated discard or write-zeroes.
+    pub(crate) fn on_trim(&mut self, v: VolumeNr, p: &Trim, zeroes: bool) {
+        let name = if zeroes { "P_ZEROES" } else { "P_TRIM" };
+        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else { return };
+        let wzeroes = FeatureFlags(self.conn.features).has(FeatureFlags::WZEROES);
+        // Without P_ZEROES a sender may mean either; zeroes are right for both.
+        let io = if zeroes {
+            WriteIo::Zeroes { may_unmap: p.flags.has(DpFlags::DISCARD) }
+        } else if wzeroes {
+            WriteIo::Discard
+        } else {
+            WriteIo::Zeroes { may_unmap: true }
+        };
+        self.accept_write(v, range, p.block_id, p.flags, io);
+    }
+
+    fn on_empty_write(&mut self, v: VolumeNr, p: &Data) {
+        if !p.flags.has(DpFlags::FLUSH) {
+            return self.peer_error("P_DATA", String::from("carries no data and no flush flag"));
+        }
+        self.rx.open().writes += 1;
+        if self.wants_ack(p.flags, DpFlags::SEND_WRITE_ACK) {
+            self.send_ack(v, p.sector, p.block_id, 0, Packet::WriteAck);
+        }
+    }
+
+    fn accept_write(&mut self, v: VolumeNr, range: SectorRange, block_id: BlockId, flags: DpFlags, io: WriteIo) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.state.role == Role::Primary {
+            return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
+        }
+        let epoch = self.rx.open();
+        epoch.writes += 1;
+        let id = epoch.id;
+        if !vol.disk_usable() {
+            let size = if let WriteIo::Data(data) = &io { u32::try_from(data.len()).unwrap_or(0) } else { 0 };
+            self.send_ack(v, range.start, block_id, size, Packet::NegAck);
+            return;
+        }
+        epoch.active += 1;
+        vol.counters.unacked += 1;
+        if self.wants_ack(flags, DpFlags::SEND_RECEIVE_ACK) {
+            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+            self.send_ack(v, range.start, block_id, size, Packet::RecvAck);
+        }
+        self.accept(v, PeerKind::Write { flags }, range, block_id, Some(io), Some(id));
+    }
+
+    /// Resync data that this node asked for goes to the disk like a write of the peer.
+    pub(crate) fn accept_resync_write(&mut self, v: VolumeNr, range: SectorRange, data: Option<Bytes>) {
+        let io = data.map_or(WriteIo::Zeroes { may_unmap: true }, WriteIo::Data);
+        self.accept(v, PeerKind::ResyncWrite, range, BlockId::SYNCER, Some(io), None);
+    }
+
+    /// A read of the peer's application.
+    pub(crate) fn on_data_request(&mut self, v: VolumeNr, p: &BlockReq) {
+        let Some(range) = self.checked_range(v, "P_DATA_REQUEST", SectorRange::from_bytes(p.sector, u64::from(p.blksize))) else {
+            return;
+        };
+        if self.state(v).disk != DiskState::UpToDate {
+            return self.send_ack(v, p.sector, p.block_id, p.blksize, Packet::NegDreply);
+        }
+        self.accept(v, PeerKind::Read, range, p.block_id, None, None);
+    }
+
+    /// A resync or verify read of the peer.
+    pub(crate) fn on_resync_request(&mut self, v: VolumeNr, p: &BlockReq, kind: PeerKind) {
+        let name = match kind {
+            PeerKind::VerifyRead => "P_OV_REQUEST",
+            PeerKind::ChecksumRead { .. } => "P_CSUM_RS_REQUEST",
+            _ => "P_RS_DATA_REQUEST",
+        };
+        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.blksize))) else {
+            return;
+        };
+        let state = self.state(v);
+        if state.conn < ConnState::Connected {
+            return self.peer_error(name, format!("not expected in state {}", state.conn));
+        }
+        if kind == PeerKind::VerifyRead && !self.verify_requested(v, range) {
+            return self.peer_error(name, format!("not expected in state {}", state.conn));
+        }
+        if state.disk != DiskState::UpToDate {
+            self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
+            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);
+        }
+        self.accept(v, kind, range, BlockId::SYNCER, None, None);
+    }
+
+    fn accept(&mut self, v: VolumeNr, kind: PeerKind, range: SectorRange, block_id: BlockId, io: Option<WriteIo>, epoch: Option<u64>) {
+        self.rx.arrivals += 1;
+        let request = PeerRequest {
+            volume: v,
+            kind,
+            range,
+            block_id,
+            io,
+            arrival: self.rx.arrivals,
+            epoch,
+            submitted: false,
+            orphan: false,
+            al: None,
+            al_pending: false,
+            al_settled: false,
+            marked: false,
+        };
+        let write = request.is_write();
+        let locks_out_writes = !write && request.kind != PeerKind::Read;
+        if !write && let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.unacked += 1;
+        }
+        let key = self.peer_requests.insert(request);
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            if write {
+                vol.peer_active.insert(range, key);
+            } else if locks_out_writes {
+                // New application writes wait until the answer is on its way (wire.md 9.4).
+                vol.resync_ranges.insert(range, key);
+            }
+        }
+        if !self.try_peer(key)
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            vol.peer_waiting.push_back(key);
+        }
+    }
+
+    /// Starts a peer request if nothing stands before it; whether it needs no further waiting here.
+    fn try_peer(&mut self, key: u64) -> bool {
+        let Some(request) = self.peer_requests.get(key) else { return true };
+        if request.submitted || request.al_pending {
+            return true;
+        }
+        let (v, range, arrival, write) = (request.volume, request.range, request.arrival, request.is_write());
+        let resync_read = !write && request.kind != PeerKind::Read;
+        if self.strict_epochs()
+            && let Some(epoch) = request.epoch
+            && self.rx.epochs.front().is_some_and(|front| front.id != epoch)
+        {
+            return false;
+        }
+        let Some(vol) = self.volumes.get(&v) else { return true };
+        let before = |k: u64| k != key && self.peer_requests.get(k).is_some_and(|r| r.arrival < arrival);
+        if vol.peer_active.overlapping(range).any(before) {
+            return false;
+        }
+        let on_disk = |k: u64| {
+            use super::request::Side;
+            self.requests.get(k).is_none_or(|r| matches!(r.local, Side::Ok | Side::Failed))
+        };
+        if (resync_read || write) && !vol.active.overlapping(range).all(on_disk) {
+            return false;
+        }
+        if write { self.submit_peer_write(key) } else { self.submit_peer_read(key) }
+        true
+    }
+
+    /// Something finished: starts what waited for it, in order of arrival.
+    pub(crate) fn wake_peer_requests(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.peer_waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut vol.peer_waiting);
+        for key in waiting {
+            if !self.try_peer(key)
+                && let Some(vol) = self.volumes.get_mut(&v)
+            {
+                vol.peer_waiting.push_back(key);
+            }
+        }
+    }
+
+    /// An application write reached the local disk: resync reads may wait for it.
+    pub(crate) fn wake_resync_reads(&mut self, v: VolumeNr) {
+        self.wake_peer_requests(v);
+    }
+
+    fn submit_peer_write(&mut self, key: u64) {
+        let Some(request) = self.peer_requests.get(key) else { return };
+        let (v, range) = (request.volume, request.range);
+        let (replicated, settled) = (matches!(request.kind, PeerKind::Write { .. }), request.al_settled);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let only_copy = replicated && vol.state.pdsk < DiskState::Inconsistent;
+        if only_copy && !settled {
+            // The sender has no disk and so no bitmap: this node keeps the books for both (metadata.md 4.4).
+            let span = ExtentSpan::of(range);
+            let begin = match (vol.usable(), span) {
+                (Some(disk), Some(span)) => {
+                    disk.bitmap.set_range(range.bits_touched());
+                    disk.al.begin(RequestKey(key | PEER_KEY), span, |_| false)
+                }
+                _ => Begin::NotLogged,
+            };
+            let Some(request) = self.peer_requests.get_mut(key) else { return };
+            request.marked = true;
+            match begin {
+                Begin::Hot => request.al = span,
+                Begin::NotLogged => {}
+                Begin::Pending | Begin::Blocked => {
+                    request.al_pending = true;
+                    return self.pump_al(v);
+                }
+            }
+        }
+        self.submit_peer_io(key);
+    }
+
+    /// The activity log let a peer write go (`with` its references, or without).
+    pub(crate) fn peer_al_granted(&mut self, key: u64, with: bool) {
+        if let Some(request) = self.peer_requests.get_mut(key) {
+            request.al_pending = false;
+            request.al_settled = true;
+            if with {
+                request.al = ExtentSpan::of(request.range);
+            }
+            if request.orphan {
+                return self.finish_peer(key);
+            }
+            self.submit_peer_io(key);
+        }
+    }
+
+    fn submit_peer_io(&mut self, key: u64) {
+        let Some(request) = self.peer_requests.get_mut(key) else { return };
+        request.submitted = true;
+        let (v, range) = (request.volume, request.range);
+        let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA));
+        let io = match request.io.take() {
+            Some(WriteIo::Data(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
+            Some(WriteIo::Discard) => DiskOp::Discard(range),
+            Some(WriteIo::Zeroes { may_unmap }) => DiskOp::WriteZeroes { range, may_unmap },
+            None => return,
+        };
+        if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
+            self.submit(v, io, Op::PeerWrite(key));
+        } else {
+            self.on_peer_written(key, Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
+        }
+    }
+
+    fn submit_peer_read(&mut self, key: u64) {
+        let Some(request) = self.peer_requests.get_mut(key) else { return };
+        request.submitted = true;
+        let (v, range) = (request.volume, request.range);
+        if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
+            self.submit(v, DiskOp::Read(range), Op::PeerRead(key));
+        } else {
+            self.on_peer_read(key, Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
+        }
+    }
+
+    /// A write for the peer ended on the local disk.
+    pub(crate) fn on_peer_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
+        let Some(request) = self.peer_requests.get(key) else { return };
+        let (v, range, orphan) = (request.volume, request.range, request.orphan);
+        let flush = !orphan && matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FLUSH));
+        if result.is_ok() && flush {
+            // What the sender wanted flushed before this write is flushed with it, before the acknowledgement.
+            let mark = self.data_flush_mark(v);
+            return self.submit(v, DiskOp::Flush, Op::PeerFlush { key, mark });
+        }
+        if let Err(failure) = &result {
+            self.set_bits(v, range);
+            if !failure.unsupported {
+                self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
+            }
+        }
+        let failed = result.as_ref().is_err_and(|f| !f.unsupported);
+        self.answer_peer_write(key, result.is_ok());
+        if failed {
+            self.on_io_error(v);
+        }
+        self.finish_peer(key);
+    }
+
+    /// The flush behind a write with the flush flag ended.
+    pub(crate) fn on_peer_flushed(&mut self, key: u64, ok: bool) {
+        self.answer_peer_write(key, ok);
+        self.finish_peer(key);
+    }
+
+    fn answer_peer_write(&mut self, key: u64, ok: bool) {
+        let Some(request) = self.peer_requests.get(key) else { return };
+        if request.orphan {
+            return;
+        }
+        let (v, range, block_id, marked) = (request.volume, request.range, request.block_id, request.marked);
+        let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+        match request.kind.clone() {
+            PeerKind::Write { .. } if !ok => self.send_ack(v, range.start, block_id, size, Packet::NegAck),
+            PeerKind::Write { flags } => {
+                let syncing = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&self.state(v).conn);
+                let in_sync = flags.has(DpFlags::MAY_SET_IN_SYNC) && syncing && !marked;
+                if in_sync {
+                    self.clear_bits(v, range);
+                }
+                if self.wants_ack(flags, DpFlags::SEND_WRITE_ACK) {
+                    let kind = if in_sync { Packet::RsWriteAck } else { Packet::WriteAck };
+                    self.send_ack(v, range.start, block_id, size, kind);
+                }
+            }
+            PeerKind::ResyncWrite => self.resync_written(v, range, ok),
+            _ => {}
+        }
+    }
+
+    /// Forgets a peer request and lets go what waited for it.
+    fn finish_peer(&mut self, key: u64) {
+        let Some(request) = self.peer_requests.remove(key) else { return };
+        let v = request.volume;
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            if request.is_write() {
+                vol.peer_active.remove(request.range, key);
+            } else {
+                vol.resync_ranges.remove(request.range, key);
+            }
+            if request.kind != PeerKind::ResyncWrite && !request.orphan {
+                vol.counters.unacked = vol.counters.unacked.saturating_sub(1);
+            }
+            if let (Some(span), Some(disk)) = (request.al, vol.disk.as_mut())
+                && disk.al.end(span)
+            {
+                self.pump_al(v);
+            }
+        }
+        if let (Some(id), false) = (request.epoch, request.orphan)
+            && let Some(epoch) = self.rx.epochs.iter_mut().find(|e| e.id == id)
+        {
+            epoch.active = epoch.active.saturating_sub(1);
+            self.progress_epochs();
+        }
+        self.wake_peer_requests(v);
+        self.retry_blocked(v);
+        self.admit(v);
+    }
+
+    /// A read for the peer ended.
+    pub(crate) fn on_peer_read(&mut self, key: u64, result: Result<Bytes, DiskFailure>) {
+        let Some(request) = self.peer_requests.get(key) else { return };
+        let (v, range, id, kind) = (request.volume, request.range, request.block_id, request.kind.clone());
+        let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+        let sector = range.start;
+        if request.orphan {
+            return self.finish_peer(key);
+        }
+        let result = result.and_then(|data| {
+            if data.len() as u64 == range.bytes() {
+                Ok(data)
+            } else {
+                Err(DiskFailure { text: String::from("short read"), unsupported: false })
+            }
+        });
+        let integrity = self.conn.opts.as_ref().and_then(|o| o.integrity_alg.alg());
+        let mut disk_failed = false;
+        let reply = |payload: Bytes, block_id: BlockId| DataReply {
+            sector,
+            block_id,
+            digest: integrity.map(|alg| alg.digest(&[&payload])).unwrap_or_default(),
+            payload,
+        };
+        match (kind, result) {
+            (PeerKind::Read, Ok(data)) => {
+                self.count_sent(v, data.len());
+                self.send_data(v, Packet::DataReply(reply(data, id)));
+            }
+            (PeerKind::ResyncRead { thin: true }, Ok(data)) if data.iter().all(|b| *b == 0) => {
+                self.expect_resync_ack(v, range);
+                self.send_data(v, Packet::RsDeallocated(BlockDesc { sector, blksize: size }));
+            }
+            (PeerKind::ChecksumRead { digest }, Ok(data)) if self.csums_digest(&data) == Some(digest) => {
+                self.clear_bits(v, range);
+                self.send_ack(v, sector, BlockId::SYNCER, size, Packet::RsIsInSync);
+            }
+            (PeerKind::ResyncRead { .. } | PeerKind::ChecksumRead { .. }, Ok(data)) => {
+                self.expect_resync_ack(v, range);
+                self.count_sent(v, data.len());
+                self.send_data(v, Packet::RsDataReply(reply(data, BlockId::SYNCER)));
+            }
+            (PeerKind::VerifyRead, result) => {
+                disk_failed = result.is_err();
+                let digest = self.verify_digest(result.ok().as_deref());
+                let req = BlockReq { sector, block_id: BlockId::SYNCER, blksize: size };
+                self.send_data(v, Packet::OvReply { req, digest });
+            }
+            (PeerKind::Read, Err(_)) => {
+                disk_failed = true;
+                self.send_ack(v, sector, id, size, Packet::NegDreply);
+            }
+            (_, Err(_)) => {
+                disk_failed = true;
+                self.resync_failed(v, range);
+                self.send_ack(v, sector, BlockId::SYNCER, size, Packet::NegRsDreply);
+            }
+            (PeerKind::Write { .. } | PeerKind::ResyncWrite, Ok(_)) => {}
+        }
+        if disk_failed {
+            self.log_error(v, format!("local READ IO error sector {}+{}", range.start, range.count));
+            self.on_io_error(v);
+        }
+        self.finish_peer(key);
+    }
+
+    fn csums_digest(&self, data: &[u8]) -> Option<Digest> {
+        self.conn.opts.as_ref()?.csums_alg.alg().map(|alg| alg.digest(&[data]))
+    }
+
+    fn count_sent(&mut self, v: VolumeNr, bytes: usize) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.sent += Self::sectors_of(bytes);
+        }
+    }
+
+    /// Sends a block acknowledgement with the next sequence number.
+    pub(crate) fn send_ack(&mut self, v: VolumeNr, sector: crate::units::Sector, block_id: BlockId, blksize: u32, kind: fn(BlockAck) -> Packet) {
+        if self.conn.link.is_none() {
+            return;
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let seq = vol.next_seq();
+        self.send_meta(v, kind(BlockAck { sector, block_id, blksize, seq }));
+    }
+
+    // --- epochs ---
+
+    /// Whether writes of an epoch wait for the one before.
+    fn strict_epochs(&self) -> bool {
+        !self.conn.relaxed_epochs
+            && self.volumes.values().any(|vol| vol.disk.is_some() && (vol.opts.disk_flushes || vol.opts.disk_drain))
+    }
+
+    /// The peer's barrier: the open epoch is complete. One without writes is ignored, as the kernel does.
+    pub(crate) fn on_barrier(&mut self, barrier: u32) {
+        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes > 0) {
+            epoch.barrier = Some(barrier);
+            self.progress_epochs();
+        }
+    }
+
+    /// The peer's hint: under relaxed epochs a client waits for the barrier acknowledgement.
+    pub(crate) fn on_unplug(&mut self) {
+        if self.conn.relaxed_epochs && !self.rx.epochs.is_empty() {
+            self.rx.urgent = true;
+            self.progress_epochs();
+        }
+    }
+
+    /// The delay after which received epochs are flushed at the latest is over.
+    pub(crate) fn on_epoch_timer(&mut self) {
+        self.rx.timer = false;
+        self.rx.urgent = true;
+        self.progress_epochs();
+    }
+
+    fn progress_epochs(&mut self) {
+        if self.rx.flushing > 0 {
+            return;
+        }
+        let complete = self.rx.epochs.iter().take_while(|e| e.barrier.is_some() && e.active == 0).count();
+        if complete == 0 {
+            return;
+        }
+        let flushed: Vec<VolumeNr> = self
+            .volumes
+            .values()
+            .filter(|vol| vol.disk_usable() && vol.opts.disk_flushes && !self.rx.drain_only)
+            .map(|vol| vol.nr)
+            .collect();
+        if flushed.is_empty() {
+            self.rx.covered = complete;
+            return self.retire_epochs();
+        }
+        let writes: u32 = self.rx.epochs.iter().take(complete).map(|e| e.writes).sum();
+        if self.conn.relaxed_epochs && !self.rx.urgent && writes < EPOCH_FLUSH_WRITES {
+            if !self.rx.timer {
+                self.rx.timer = true;
+                let at = self.now.after(Duration::from_millis(EPOCH_FLUSH_DELAY_MS));
+                self.out.push(Action::SetTimer { timer: Timer::EpochFlush, at });
+            }
+            return;
+        }
+        self.rx.urgent = false;
+        self.rx.round += 1;
+        self.rx.covered = complete;
+        self.rx.flushing = u32::try_from(flushed.len()).unwrap_or(u32::MAX);
+        let round = self.rx.round;
+        for v in flushed {
+            let mark = self.data_flush_mark(v);
+            self.submit(v, DiskOp::Flush, Op::EpochFlush { round, mark });
+        }
+    }
+
+    /// One volume's flush for received epochs ended.
+    pub(crate) fn on_epoch_flushed(&mut self, v: VolumeNr, round: u64, result: Result<(), DiskFailure>) {
+        if let Err(failure) = result {
+            self.log(Level::Warn, Some(v), format!("Method to ensure write ordering: drain ({})", failure.text));
+            self.rx.drain_only = true;
+        }
+        if round != self.rx.round || self.rx.flushing == 0 {
+            return;
+        }
+        self.rx.flushing -= 1;
+        if self.rx.flushing == 0 {
+            self.retire_epochs();
+        }
+    }
+
+    fn retire_epochs(&mut self) {
+        for epoch in self.rx.epochs.drain(..self.rx.covered).collect::<Vec<_>>() {
+            if let Some(barrier) = epoch.barrier {
+                self.send_meta(VolumeNr(0), Packet::BarrierAck { barrier, set_size: epoch.writes });
+            }
+        }
+        self.rx.covered = 0;
+        for v in self.volume_numbers() {
+            self.wake_peer_requests(v);
+        }
+        self.progress_epochs();
+    }
+
+    /// The link is gone: nothing is answered any more; what has not started is dropped (the peer marks it out of sync).
+    pub(crate) fn peer_requests_orphaned(&mut self) {
+        let keys: Vec<u64> = self.peer_requests.iter().map(|(key, _)| key).collect();
+        for key in &keys {
+            if let Some(request) = self.peer_requests.get_mut(*key) {
+                request.orphan = true;
+            }
+        }
+        for key in keys {
+            if self.peer_requests.get(key).is_some_and(|r| !r.submitted && !r.al_pending) {
+                self.finish_peer(key);
+            }
+        }
+        for vol in self.volumes.values_mut() {
+            vol.peer_waiting.clear();
+        }
+        self.rx.epochs.clear();
+        self.rx.flushing = 0;
+        self.rx.covered = 0;
+        self.rx.round += 1;
+        self.rx.urgent = false;
+    }
+
+    /// The disk of a volume is gone: its peer requests hold no activity-log references any more.
+    pub(crate) fn peer_requests_drop_al(&mut self, v: VolumeNr) {
+        let keys: Vec<u64> = self.peer_requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(request) = self.peer_requests.get_mut(key) {
+                request.al = None;
+            }
+        }
+    }
+}
