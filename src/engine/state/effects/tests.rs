@@ -52,6 +52,7 @@ fn no_4_io_without_data_thaws() {
     let frozen = VolumeState { susp_nod: true, ..primary(C::WfReportParams, D::Diskless, D::DUnknown) };
     let back = VolumeState { conn: C::Connected, pdsk: GOOD, peer: Role::Secondary, ..frozen };
     assert!(plain(&frozen, &back).contains(&Effect::ThawNoData(RestartHow::Resend)));
+    assert_eq!(plain(&back, &VolumeState { user_isp: true, ..back }), [Effect::SendState, Effect::PauseDependents]);
     let others_missing = StateContext { others_connected: false, ..StateContext::default() };
     assert!(!after(&frozen, &back, &others_missing).contains(&Effect::ThawNoData(RestartHow::Resend)));
 

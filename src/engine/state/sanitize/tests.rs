@@ -92,6 +92,7 @@ fn connection_states_imply_disk_states() {
         (C::WfBitMapS, (D::Inconsistent, D::Negotiating), (good, D::Inconsistent), Some(PDSK)),
         (C::StartingSyncS, (good, good), (good, D::Consistent), None),
         (C::Ahead, (good, good), (good, D::Consistent), None),
+        (C::Ahead, (good, D::Outdated), (good, D::Outdated), None),
         (C::SyncSource, (good, good), (good, D::Inconsistent), None),
         (C::VerifyS, (D::Inconsistent, good), (good, good), Some(DISK)),
         (C::VerifyT, (good, D::Inconsistent), (good, good), Some(PDSK)),
