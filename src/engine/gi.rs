@@ -482,3 +482,6 @@ fn compare_lineage(input: &GiInput<'_>) -> Comparison {
     }
     plain(100, Verdict::Unrelated)
 }
+
+#[cfg(test)]
+mod tests;

@@ -375,3 +375,6 @@ impl Run<'_> {
         Err(RefuseReason::DryRun)
     }
 }
+
+#[cfg(test)]
+mod tests;

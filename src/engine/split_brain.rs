@@ -274,3 +274,6 @@ fn give_up_primary(decision: SbDecision, input: &SbInput, mut log: Vec<&'static 
         SbOutcome { decision: SbDecision::Undecided, demote: false, handler: Some(Handler::PriLostAfterSb), log }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,3 +198,6 @@ pub fn is_cluster_wide(old: &VolumeState, new: &VolumeState) -> bool {
         || (old.conn >= C::Connected && new.conn == C::Disconnecting)
         || (old.conn == C::Connected && matches!(new.conn, C::VerifyS | C::WfReportParams))
 }
+
+#[cfg(test)]
+mod tests;

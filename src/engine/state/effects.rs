@@ -351,3 +351,6 @@ pub fn side_effects(old: &VolumeState, new: &VolumeState, ctx: &StateContext) ->
     when(attaching && new.disk > D::Negotiating, SideEffect::MarkAttachTime);
     out
 }
+
+#[cfg(test)]
+mod tests;

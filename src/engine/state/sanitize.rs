@@ -138,3 +138,6 @@ fn pause(ns: &mut VolumeState) -> Option<&'static str> {
     ns.conn = conn;
     clamp(ns)
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,3 +243,6 @@ pub fn is_acceptable_peer_request(change_mask: StateWord, val: StateWord) -> boo
     };
     promotion || detach || conn_change
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,3 +270,6 @@ pub fn admits_io(state: &VolumeState, version: u32) -> bool {
     let disk_stable = !matches!(state.disk, DiskState::Attaching | DiskState::Negotiating | DiskState::DUnknown);
     !state.is_suspended() && conn_stable && disk_stable
 }
+
+#[cfg(test)]
+mod tests;
