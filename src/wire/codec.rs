@@ -355,13 +355,13 @@ fn head(kind: Kind, volume: VolumeNr, packet: &Packet, agreed: &Agreed, out: &mu
     let payload = packet.payload().map_or(0, Bytes::len);
     let len = out.len() - start - header_len + payload;
     let bounds = Bounds::of(row.len, agreed, agreed.integrity_sent)?;
-    bounds.check(len as u64)?;
     if let Some(fixed) = bounds.fixed
         && len - payload != fixed as usize
     {
         let rule = "is not as long as the agreed algorithm's digests";
         return Err(Fault::Field { field: "digest", value: (len - payload) as u64, rule });
     }
+    bounds.check(len as u64)?;
     let len = u32::try_from(len).map_err(|_| Fault::Length { got: len as u64, min: bounds.min, max: bounds.max })?;
     let format = if negotiated { HeaderFormat::for_sending(agreed.version, len) } else { HeaderFormat::H80 };
     RawHeader { format, volume, command: kind.command(), len }.encode(&mut out[start..])

@@ -71,6 +71,12 @@ impl StreamDecoder {
         self.place.socket = socket;
     }
 
+    /// Which socket this is.
+    #[must_use]
+    pub const fn socket(&self) -> Socket {
+        self.place.socket
+    }
+
     /// How far the connection is.
     #[must_use]
     pub const fn phase(&self) -> Phase {

@@ -43,3 +43,6 @@ pub use resync::{BlockDesc, BlockReq};
 pub use sizes::{DdsFlags, QueueLimits, Sizes};
 pub use state::{ConnState, DiskState, Role, StateResult, StateWord};
 pub use uuids::{UuidFlags, Uuids};
+
+#[cfg(test)]
+mod tests;
