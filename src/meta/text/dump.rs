@@ -223,6 +223,7 @@ impl AlListing {
             crate::meta::al_transaction::AL_MAGIC,
             transaction.tr_number
         )?;
+        self.note(u32::from(size.saturating_sub(1)));
         let start = u32::from(transaction.context_start.0);
         for (i, (slot, extent)) in (start..).zip(&transaction.context).enumerate() {
             if extent.is_some() || slot < u32::from(size) {
