@@ -1,7 +1,8 @@
 //! New metadata on a device: what stands in the way, creation, and restoring a dump.
 //!
 //! Two steps on purpose: `check_*` only reads and gives out [`Finding`]s for the caller to ask about; `create_md` and
-//! `restore_md` write without looking. Order of writes: activity log and bitmap, flush, superblock, flush.
+//! `restore_md` write without looking. Order of writes, with a flush in between: no superblock, activity log and bitmap,
+//! superblock.
 //! Spec: metadata.md 10.2 and 11.2.
 
 use super::bitmap;
@@ -109,10 +110,18 @@ pub fn create_md(io: &mut dyn MetaIo, options: &CreateOptions) -> Result<(Layout
         la_peer_max_bio_size: options.peer_max_bio_size,
         ..Superblock::create(&layout, options.device_uuid)
     };
+    disown(io, &layout)?;
     reset_ring(io, &layout)?;
     zero(io, layout.bm_offset.bytes(), pages_to_clear(&layout, options.place) * BLOCK_BYTES as u64)?;
     write_superblock(io, &layout, &superblock)?;
     Ok((layout, superblock))
+}
+
+/// Zeroes the place of the superblock durably: an old one would vouch for bitmap and ring while they are replaced, and a
+/// crash would then lose bits.
+fn disown(io: &mut dyn MetaIo, layout: &Layout) -> Result<(), MetaError> {
+    write(io, "write superblock", layout.superblock_byte(), &[0; BLOCK_BYTES])?;
+    flush(io)
 }
 
 /// An external area may be far larger than any bitmap in it; a device that it will never serve need not be zeroed.
@@ -178,9 +187,7 @@ pub fn restore_md(io: &mut dyn MetaIo, place: Place, dump: &Dump, al: AlStripes)
     superblock.effective_size = superblock.effective_size.min(layout.data_size);
     superblock.set_clean();
 
-    // A superblock that is in place would vouch for the areas while they are being replaced.
-    write(io, "write superblock", layout.superblock_byte(), &[0; BLOCK_BYTES])?;
-    flush(io)?;
+    disown(io, &layout)?;
     reset_ring(io, &layout)?;
     let pages = bitmap::pages_for(superblock.effective_size.bm_bits());
     let words_max = pages * bitmap::PAGE_WORDS;

@@ -19,6 +19,8 @@ pub mod recover;
 pub mod relocate;
 pub mod store;
 pub mod superblock;
+#[cfg(test)]
+mod tests;
 pub mod text;
 pub mod write;
 
