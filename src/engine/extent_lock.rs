@@ -16,6 +16,9 @@ use super::lru::{CacheStats, FREE_LABEL, LruCache};
 use crate::limits::{AL_EXTENT_SECTORS, RESYNC_EXTENT_SECTORS};
 use crate::units::{AlExtent, Sector};
 
+#[cfg(test)]
+mod tests;
+
 /// Extents in the cache. DRBD 8.4.
 pub const RESYNC_SLOTS: u16 = 61;
 /// The target begins no further extent while more than this many are held.
