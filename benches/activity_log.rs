@@ -46,7 +46,7 @@ fn activity_log(c: &mut Criterion) {
             b.iter(|| {
                 extent = (extent + 7919) % slots;
                 let span = span(extent, extent);
-                black_box(log.begin(RequestKey(1), span, |span| locks.holds_writes(span)));
+                let _ = black_box(log.begin(RequestKey(1), span, |span| locks.holds_writes(span)));
                 log.end(span)
             });
         });

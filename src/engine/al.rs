@@ -297,6 +297,7 @@ impl ActivityLog {
     /// Takes every queued and set-aside request out (disk lost); they hold no references.
     #[must_use]
     pub fn drain_waiting(&mut self) -> Vec<RequestKey> {
+        self.starving = false;
         let queued = self.queue.drain(..);
         self.blocked.drain(..).chain(queued).map(|waiting| waiting.key).collect()
     }

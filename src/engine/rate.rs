@@ -162,6 +162,14 @@ mod tests {
     }
 
     #[test]
+    fn a_long_rest_saves_up_no_more_than_the_burst() {
+        let mut bucket = TokenBucket::new(ms(0), 1000, 100);
+        assert_eq!(bucket.take(ms(0), 100), Ok(()));
+        assert_eq!(bucket.take(ms(1_000_000), 100), Ok(()));
+        assert_eq!(bucket.take(ms(1_000_000), 100), Err(Duration::from_millis(100)));
+    }
+
+    #[test]
     fn a_request_larger_than_the_burst_waits_for_a_full_bucket_and_leaves_a_debt() {
         let mut bucket = TokenBucket::new(ms(0), 1000, 100);
         assert_eq!(bucket.take(ms(0), 300), Ok(()));

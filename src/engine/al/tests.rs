@@ -405,6 +405,7 @@ fn a_starving_log_stops_the_fast_path_until_a_reference_is_dropped() {
     assert_eq!(log.take_ready(), [key(101)]);
     assert_eq!(log.transaction_done(transaction.tr_number), [key(100)]);
     assert_eq!(log.stats().starving, 1);
+    assert_eq!(log.begin(key(102), span(0, 0), free), Begin::Hot, "the fast path is open again");
 }
 
 #[test]

@@ -236,6 +236,17 @@ fn the_last_word_of_a_whole_number_of_words_is_kept_and_garbage_behind_is_not() 
 }
 
 #[test]
+fn words_of_the_peer_are_merged_up_to_the_device_end() {
+    let mut map = bitmap(130);
+    map.set_range(0..1);
+    assert_eq!(map.or_words(1, &[1, u64::MAX, u64::MAX]), 3);
+    map.assert_invariants();
+    assert_eq!(map.runs(0..u64::MAX).collect::<Vec<_>>(), [0..1, 64..65, 128..130]);
+    assert_eq!(map.or_words(u64::MAX, &[1]), 0);
+    assert_eq!(map.or_words(0, &[1]), 0);
+}
+
+#[test]
 fn setting_and_clearing_mark_the_page_differently_and_only_when_bits_change() {
     let mut map = bitmap(2 * PAGE_BITS);
     map.clear_range(0..100);
