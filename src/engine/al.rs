@@ -338,7 +338,8 @@ impl ActivityLog {
         self.drain_waiting()
     }
 
-    /// Ends the suspension.
+    /// Ends the suspension. Requests let through as `NotLogged` before stay outside the log: their bits must not be
+    /// cleared before they have ended.
     pub const fn resume(&mut self) {
         self.suspended = false;
     }

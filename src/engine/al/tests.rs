@@ -214,6 +214,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn a_crash_at_any_point_recovers_every_extent_that_was_let_through(
         ops in prop::collection::vec(op(), 1..250),
