@@ -79,15 +79,15 @@ impl Engine {
                     Err(error)
                 }
             },
-            Command::Detach { force } => return self.start(id, v, Job::Detach { force }),
+            Command::Detach { force } => return self.start_command(id, v, Job::Detach { force }),
             Command::Connect(opts) => self.connect(*opts),
-            Command::Disconnect { force } => return self.start(id, v, Job::Disconnect { force, outdated: false }),
+            Command::Disconnect { force } => return self.start_command(id, v, Job::Disconnect { force, outdated: false }),
             Command::Primary { force } => {
                 self.request_ping();
-                return self.start(id, v, Job::Primary { force, forced: false, tries: 0, waited: false });
+                return self.start_command(id, v, Job::Primary { force, forced: false, tries: 0, waited: false });
             }
-            Command::Secondary => return self.start(id, v, Job::Secondary),
-            Command::Outdate => return self.start(id, v, Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true }),
+            Command::Secondary => return self.start_command(id, v, Job::Secondary),
+            Command::Outdate => return self.start_command(id, v, Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true }),
             Command::Invalidate => return self.invalidate(id, v),
             Command::InvalidateRemote => return self.invalidate_remote(id, v),
             Command::NewCurrentUuid { clear_bitmap } => match self.admin_new_current_uuid(v, clear_bitmap) {
@@ -109,7 +109,7 @@ impl Engine {
         self.out.push(Action::CommandDone { id, result });
     }
 
-    fn start(&mut self, id: CommandId, v: VolumeNr, job: Job) {
+    fn start_command(&mut self, id: CommandId, v: VolumeNr, job: Job) {
         self.run(Pending { id, volume: v, job, wait: Wait::Change }, None);
     }
 
@@ -551,7 +551,7 @@ impl Engine {
             }
             return self.set_all_and_write(id, v);
         }
-        self.start(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true });
+        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true });
     }
 
     fn invalidate_remote(&mut self, id: CommandId, v: VolumeNr) {
@@ -569,7 +569,7 @@ impl Engine {
             }
             return self.set_all_and_write(id, v);
         }
-        self.start(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true });
+        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true });
     }
 
     fn set_all_and_write(&mut self, id: CommandId, v: VolumeNr) {

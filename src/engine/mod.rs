@@ -47,6 +47,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::units::{Timestamp, VolumeNr};
+use crate::wire::kind::Scope;
 use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
 use action::{Action, Level, Notice};
@@ -183,7 +184,7 @@ impl Engine {
 
     fn on_packet(&mut self, socket: Socket, v: VolumeNr, packet: Packet) {
         let kind = packet.kind();
-        if !kind.is_connection_wide() && !self.volumes.contains_key(&v) {
+        if kind.row().scope == Scope::Volume && !self.volumes.contains_key(&v) {
             if peer_state::is_parameter(&packet) {
                 return self.log(Level::Warn, None, format!("{} for volume {v}, which is not configured here; ignored", kind.name()));
             }
