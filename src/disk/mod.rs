@@ -1,1 +1,3 @@
 //! Backing devices.
+
+pub mod meta_file;

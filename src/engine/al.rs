@@ -13,111 +13,17 @@
 use std::collections::VecDeque;
 
 use super::lru::{CacheStats, FREE_LABEL, Found, LruCache};
-use crate::units::{AlExtent, AlSlot, SectorRange};
+use crate::units::{AlExtent, AlSlot};
 
-/// Fewest slots ("al-extents"). DRBD 8.4.
-pub const AL_EXTENTS_MIN: u16 = 67;
-/// Most slots. DRBD 8.4.
-pub const AL_EXTENTS_MAX: u16 = 65534;
-/// Slot updates in one transaction. v08 metadata.
-pub const AL_UPDATES_MAX: usize = 64;
-/// Context entries in one transaction. v08 metadata.
-pub const AL_CONTEXT_ENTRIES: u16 = 919;
-/// Content of a context entry without an extent. v08 metadata.
-pub const AL_FREE: u32 = FREE_LABEL;
+mod shape;
+#[cfg(test)]
+mod tests;
 
-const _: () = assert!(AL_EXTENTS_MIN as usize > AL_UPDATES_MAX, "the largest request must fit into the smallest log");
+pub use shape::{AL_CONTEXT_ENTRIES, AL_EXTENTS_MAX, AL_EXTENTS_MIN, AL_FREE, AL_UPDATES_MAX, AlLayout, ExtentSpan};
 
 /// The engine's name for a request that wants to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestKey(pub u64);
-
-/// The AL extents that one request touches: at least 1, at most 64 (all of them go into one transaction).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ExtentSpan {
-    first: u32,
-    last: u32,
-}
-
-impl ExtentSpan {
-    /// The span of a range of sectors. `None` for an empty range (touches nothing) and for one of more than 64 extents
-    /// or beyond the largest extent number (the caller splits or refuses such requests before).
-    #[must_use]
-    pub fn of(range: SectorRange) -> Option<Self> {
-        let (first, last) = range.al_extents()?;
-        Self::new(first, last)
-    }
-
-    /// The span from `first` to `last`, both included.
-    #[must_use]
-    pub fn new(first: AlExtent, last: AlExtent) -> Option<Self> {
-        let count = usize::try_from(last.0.checked_sub(first.0)?).ok()?.checked_add(1)?;
-        (count <= AL_UPDATES_MAX && last.0 != AL_FREE).then_some(Self { first: first.0, last: last.0 })
-    }
-
-    /// First extent.
-    #[must_use]
-    pub const fn first(self) -> AlExtent {
-        AlExtent(self.first)
-    }
-
-    /// Last extent.
-    #[must_use]
-    pub const fn last(self) -> AlExtent {
-        AlExtent(self.last)
-    }
-
-    /// Every extent, ascending.
-    pub fn iter(self) -> impl Iterator<Item = AlExtent> {
-        (self.first..=self.last).map(AlExtent)
-    }
-}
-
-/// Size of the log in memory and shape of its ring on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AlLayout {
-    slots: u16,
-    stripes: u32,
-    stripe_blocks: u32,
-}
-
-impl AlLayout {
-    /// A layout for the `al-extents` setting, clamped to what the ring of `stripes * stripe_blocks` 4 KiB blocks can
-    /// rebuild. `None` when the ring is no valid one (fewer than 8 or more than 4194304 blocks).
-    #[must_use]
-    pub fn new(al_extents: u32, stripes: u32, stripe_blocks: u32) -> Option<Self> {
-        let blocks = stripes.checked_mul(stripe_blocks)?;
-        if !(8..=4_194_304).contains(&blocks) {
-            return None;
-        }
-        let max = if blocks > 72 {
-            AL_EXTENTS_MAX
-        } else {
-            u16::try_from((blocks - 1) * u32::from(AL_CONTEXT_ENTRIES)).unwrap_or(AL_EXTENTS_MAX).min(AL_EXTENTS_MAX)
-        };
-        let slots = u16::try_from(al_extents).unwrap_or(u16::MAX).clamp(AL_EXTENTS_MIN, max);
-        Some(Self { slots, stripes, stripe_blocks })
-    }
-
-    /// Slots in effect.
-    #[must_use]
-    pub const fn slots(self) -> u16 {
-        self.slots
-    }
-
-    /// 4 KiB blocks of the ring.
-    #[must_use]
-    pub const fn blocks(self) -> u32 {
-        self.stripes * self.stripe_blocks
-    }
-
-    /// The block, counted from the start of the AL area, where a transaction goes. Neighbours go to different stripes.
-    #[must_use]
-    pub const fn block_of(self, tr_number: u32) -> u32 {
-        let k = tr_number % self.blocks();
-        (k % self.stripes) * self.stripe_blocks + k / self.stripes
-    }
-}
 
 /// What became of [`ActivityLog::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,8 +118,8 @@ impl ActivityLog {
     pub fn new(layout: AlLayout, tr_number: u32) -> Self {
         Self {
             layout,
-            cache: LruCache::new(layout.slots),
-            write_gens: vec![0; usize::from(layout.slots)],
+            cache: LruCache::new(layout.slots()),
+            write_gens: vec![0; usize::from(layout.slots())],
             write_gen: 1,
             flushed_gen: 0,
             queue: VecDeque::new(),
@@ -350,7 +256,7 @@ impl ActivityLog {
         self.stats.changed += u64::try_from(flight.slots.len()).unwrap_or(0);
         self.tr_number = self.tr_number.wrapping_add(1);
         self.context_start = match self.context_start.checked_add(AL_CONTEXT_ENTRIES) {
-            Some(next) if next < self.layout.slots => next,
+            Some(next) if next < self.layout.slots() => next,
             _ => 0,
         };
         self.context_due = self.context_due.saturating_sub(1);
@@ -391,6 +297,7 @@ impl ActivityLog {
     /// Takes every queued and set-aside request out (disk lost); they hold no references.
     #[must_use]
     pub fn drain_waiting(&mut self) -> Vec<RequestKey> {
+        self.starving = false;
         let queued = self.queue.drain(..);
         self.blocked.drain(..).chain(queued).map(|waiting| waiting.key).collect()
     }
@@ -431,7 +338,8 @@ impl ActivityLog {
         self.drain_waiting()
     }
 
-    /// Ends the suspension.
+    /// Ends the suspension. Requests let through as `NotLogged` before stay outside the log: their bits must not be
+    /// cleared before they have ended.
     pub const fn resume(&mut self) {
         self.suspended = false;
     }
@@ -447,8 +355,8 @@ impl ActivityLog {
         self.carried.extend(self.cache.labels().filter(|&label| label != FREE_LABEL).map(AlExtent));
         self.carried_gen = self.write_gens.iter().copied().fold(self.carried_gen, u64::max);
         self.layout = layout;
-        self.cache = LruCache::new(layout.slots);
-        self.write_gens = vec![0; usize::from(layout.slots)];
+        self.cache = LruCache::new(layout.slots());
+        self.write_gens = vec![0; usize::from(layout.slots())];
         self.context_start = 0;
         self.starving = false;
         Ok(())
@@ -462,7 +370,7 @@ impl ActivityLog {
 
     /// The extents of the committed set, by slot.
     pub fn hot_extents(&self) -> impl Iterator<Item = (AlSlot, AlExtent)> + '_ {
-        (0..self.layout.slots)
+        (0..self.layout.slots())
             .map(|slot| (AlSlot(slot), self.cache.label(slot)))
             .filter_map(|(slot, label)| (label != FREE_LABEL).then_some((slot, AlExtent(label))))
     }
@@ -518,13 +426,13 @@ impl ActivityLog {
     /// Fill and counters since creation, for the `act_log:` line.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        CacheStats { used: self.cache.used(), slots: self.layout.slots, ..self.stats }
+        CacheStats { used: self.cache.used(), slots: self.layout.slots(), ..self.stats }
     }
 
     /// The fast path: takes all references if every extent is committed.
     fn try_hot(&mut self, span: ExtentSpan) -> bool {
         let committed = |cache: &LruCache, extent: AlExtent| cache.find(extent.0).filter(|found| found.committed);
-        if span.first == span.last {
+        if span.first() == span.last() {
             let Some(found) = committed(&self.cache, span.first()) else { return false };
             self.cache.acquire(found.slot);
             self.stats.hits += 1;
@@ -609,7 +517,7 @@ impl ActivityLog {
         self.carried_gen = 0;
         evicted.extend(batch.evicted.iter().map(|old| old.extent));
         let updates = batch.slots.iter().zip(&batch.extents).map(|(&slot, &extent)| (AlSlot(slot), extent)).collect();
-        let end = self.context_start.saturating_add(AL_CONTEXT_ENTRIES).min(self.layout.slots);
+        let end = self.context_start.saturating_add(AL_CONTEXT_ENTRIES).min(self.layout.slots());
         let mut context: Vec<u32> = (self.context_start..end).map(|slot| self.cache.label(slot)).collect();
         context.resize(usize::from(AL_CONTEXT_ENTRIES), AL_FREE);
         let transaction = Transaction {
@@ -618,7 +526,7 @@ impl ActivityLog {
             updates,
             evicts_unflushed: evicted_gen > self.flushed_gen,
             evicted: evicted.clone(),
-            context_size: self.layout.slots,
+            context_size: self.layout.slots(),
             context_start: self.context_start,
             context,
         };

@@ -86,6 +86,10 @@ impl Engine {
         for effect in side_effects(&old, &new, &ctx) {
             self.side_effect(v, effect);
         }
+        let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
+        if syncing(old.conn) && !syncing(new.conn) {
+            self.forget_resync(v);
+        }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
     }
@@ -291,8 +295,9 @@ impl Engine {
             }
             disk.sb.effective_size = size;
             disk.sb_dirty = true;
-            let ring = disk.ring_after_resize();
-            self.md_writes(v, ring);
+            let blocks = disk.al.layout().blocks();
+            disk.al.rewrite_ring(blocks);
+            self.pump_al(v);
             self.md_bitmap(v, true, None);
         }
         if grew {

@@ -17,6 +17,7 @@ use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{GenId, Sectors, SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::DpFlags;
+use crate::wire::digest::DigestAlg;
 use crate::wire::feature::{FeatureFlags, Version};
 use crate::wire::packet::Packet;
 use crate::wire::params::{ConnFlags, Controller, Protocol, ReplProtocol, SyncParam};
@@ -67,6 +68,8 @@ pub(crate) struct Connection {
     /// The peer's `P_PROTOCOL` was accepted.
     pub peer_protocol: bool,
     pub peer_dry_run: bool,
+    /// Digest that the peer puts into its data packets.
+    pub peer_integrity: Option<DigestAlg>,
     pub state_sent: bool,
     pub disconnect_expected: bool,
     pub end: Option<LinkEnd>,
@@ -100,6 +103,7 @@ impl Connection {
             relaxed_epochs: false,
             peer_protocol: false,
             peer_dry_run: false,
+            peer_integrity: None,
             state_sent: false,
             disconnect_expected: false,
             end: None,
@@ -249,26 +253,16 @@ impl Engine {
         conn.ping_at = None;
         conn.peer_protocol = false;
         conn.peer_dry_run = false;
+        conn.peer_integrity = None;
         conn.state_sent = true;
         conn.disconnect_expected = false;
         let (version, features) = (conn.version, conn.features);
         self.log(Level::Info, None, format!("Handshake successful: Agreed network protocol version {version}"));
         self.log(Level::Info, None, format!("Feature flags enabled on protocol level: {features:#x}"));
-        let Some(opts) = self.conn.opts.as_mut() else { return };
-        let discard_my_data = std::mem::take(&mut opts.discard_my_data);
-        let protocol = Packet::Protocol(Protocol {
-            protocol: opts.protocol,
-            after_sb_0p: opts.after_sb_0p,
-            after_sb_1p: opts.after_sb_1p,
-            after_sb_2p: opts.after_sb_2p,
-            conn_flags: ConnFlags::NONE
-                .with_if(ConnFlags::DISCARD_MY_DATA, discard_my_data)
-                .with_if(ConnFlags::DRY_RUN, opts.tentative && version >= 92),
-            two_primaries: opts.two_primaries,
-            integrity_alg: opts.integrity_alg.clone(),
-        });
-        let ping_int = opts.ping_int;
-        self.send_data(VolumeNr(0), protocol);
+        let discard_my_data = self.conn.opts.as_mut().is_some_and(|o| std::mem::take(&mut o.discard_my_data));
+        let Some(protocol) = self.protocol_packet(discard_my_data) else { return };
+        let ping_int = self.conn.opts.as_ref().map_or(Duration::from_secs(10), |o| o.ping_int);
+        self.send_data(VolumeNr(0), Packet::Protocol(protocol));
         for v in self.volume_numbers() {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.seq = SeqNr(0);
@@ -281,6 +275,33 @@ impl Engine {
         self.set_conn_all(ConnState::WfReportParams);
         self.out.push(Action::SetTimer { timer: Timer::Ping, at: now.after(ping_int) });
         self.admit_all();
+    }
+
+    fn protocol_packet(&self, discard_my_data: bool) -> Option<Protocol> {
+        let opts = self.conn.opts.as_ref()?;
+        Some(Protocol {
+            protocol: opts.protocol,
+            after_sb_0p: opts.after_sb_0p,
+            after_sb_1p: opts.after_sb_1p,
+            after_sb_2p: opts.after_sb_2p,
+            conn_flags: ConnFlags::NONE
+                .with_if(ConnFlags::DISCARD_MY_DATA, discard_my_data)
+                .with_if(ConnFlags::DRY_RUN, opts.tentative && self.conn.version >= 92),
+            two_primaries: opts.two_primaries,
+            integrity_alg: opts.integrity_alg.clone(),
+        })
+    }
+
+    /// Announces changed settings while connected.
+    pub(crate) fn send_protocol_update(&mut self) {
+        if let Some(protocol) = self.protocol_packet(false) {
+            self.send_data(VolumeNr(0), Packet::ProtocolUpdate(protocol));
+        }
+    }
+
+    /// Whether packets for the data socket are held back.
+    pub(crate) const fn data_held(&self) -> bool {
+        self.conn.hold > 0
     }
 
     /// What introduces a volume to the peer (wire.md 4.1 step 5).

@@ -8,6 +8,7 @@ use crate::engine::dirty::Bitmap;
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::meta::{Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
+pub use crate::wire::kind::Socket;
 use crate::wire::packet::Packet;
 
 /// Identifies a client request for its completion; chosen by the driver.
@@ -25,15 +26,6 @@ pub struct OpId(pub u64);
 /// Counts the established links of a resource; events of an older link are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkNr(pub u64);
-
-/// Which of the two TCP connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Socket {
-    /// Handshake, data, requests, barriers, bitmaps, states.
-    Data,
-    /// Acknowledgements and pings.
-    Meta,
-}
 
 /// What a client asks for. Ranges are checked by the engine against the device size.
 #[derive(Clone, Debug, PartialEq)]

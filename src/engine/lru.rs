@@ -7,6 +7,9 @@
 //! recently used; a slot being changed is in no list that gives slots away until `commit` or `abort`.
 //! Nothing allocates after `new`. Source: metadata.md 4.3 (slot assignment), behaviour.md 5.2.
 
+#[cfg(test)]
+mod tests;
+
 /// Label of a slot that holds no extent; the on-disk value too.
 pub const FREE_LABEL: u32 = u32::MAX;
 /// Most slots a cache may have: DRBD's limit for activity-log slots.

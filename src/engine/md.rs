@@ -137,12 +137,6 @@ impl Engine {
         self.md_push(v, Job { stages, done, superblock_only: false });
     }
 
-    /// Queues raw metadata writes (ring initialisation).
-    pub(crate) fn md_writes(&mut self, v: VolumeNr, writes: Vec<(u64, Bytes)>) {
-        let stages = [Stage::Writes(writes), Stage::FlushMeta].into();
-        self.md_push(v, Job { stages, done: Vec::new(), superblock_only: false });
-    }
-
     fn md_push(&mut self, v: VolumeNr, job: Job) {
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.md.jobs.push_back(job);

@@ -9,8 +9,9 @@ use crate::engine::connection::AfterPing;
 use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::split_brain::AfterSbPolicies;
-use crate::engine::state::{ChangeMode, PeerView, Received, ReceivedContext, StateChange, VolumeState, read_peer_state};
+use crate::engine::state::{PeerView, Received, ReceivedContext, StateChange, VolumeState, read_peer_state};
 use crate::units::{Sectors, VolumeNr};
+use crate::wire::digest::AlgName;
 use crate::wire::feature::FeatureFlags;
 use crate::wire::packet::Packet;
 use crate::wire::params::{ConnFlags, Protocol, SyncParam};
@@ -49,6 +50,7 @@ impl Engine {
             return self.drop_link(ConnState::Disconnecting);
         }
         self.conn.peer_protocol = true;
+        self.conn.peer_integrity = p.integrity_alg.alg();
         self.conn.peer_dry_run = p.conn_flags.has(ConnFlags::DRY_RUN);
     }
 
@@ -58,6 +60,7 @@ impl Engine {
             self.log(Level::Warn, None, "the peer switched allow-two-primaries on; a second Primary is still refused");
         }
         self.epochs.close();
+        self.conn.peer_integrity = p.integrity_alg.alg();
         if let Some(o) = self.conn.opts.as_mut() {
             o.protocol = p.protocol;
             o.after_sb_0p = p.after_sb_0p.mirrored();
@@ -71,19 +74,13 @@ impl Engine {
     pub(crate) fn on_sync_param(&mut self, v: VolumeNr, p: SyncParam) {
         let starting = self.state(v).conn == ConnState::WfReportParams;
         let Some(o) = self.conn.opts.as_mut() else { return };
-        for (what, mine, theirs) in
-            [("verify-alg", &mut o.verify_alg, p.verify_alg), ("csums-alg", &mut o.csums_alg, p.csums_alg)]
-        {
-            let Some(theirs) = theirs else { continue };
-            if mine.as_str() == theirs.as_str() {
-                continue;
-            }
-            if starting {
-                let text = format!("Different {what} settings. me=\"{}\" peer=\"{}\"", mine.as_str(), theirs.as_str());
-                self.log(Level::Error, Some(v), text);
+        let verify = adopt(&mut o.verify_alg, p.verify_alg, starting);
+        let csums = adopt(&mut o.csums_alg, p.csums_alg, starting);
+        for (what, differs) in [("verify-alg", verify), ("csums-alg", csums)] {
+            if let Some((mine, theirs)) = differs {
+                self.log(Level::Error, Some(v), format!("Different {what} settings. me=\"{mine}\" peer=\"{theirs}\""));
                 return self.drop_link(ConnState::Disconnecting);
             }
-            *mine = theirs;
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.opts.announced.resync_rate = p.resync_rate_kib;
@@ -337,6 +334,16 @@ impl Engine {
         }
         outcome
     }
+}
+
+/// Takes over the peer's algorithm; while the connection starts a difference is an error instead: (mine, theirs).
+fn adopt(mine: &mut AlgName, theirs: Option<AlgName>, starting: bool) -> Option<(String, String)> {
+    let theirs = theirs.filter(|theirs| theirs.as_str() != mine.as_str())?;
+    if starting {
+        return Some((mine.as_str().to_owned(), theirs.as_str().to_owned()));
+    }
+    *mine = theirs;
+    None
 }
 
 fn smaller_set(a: Sectors, b: Sectors) -> Sectors {

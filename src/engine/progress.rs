@@ -191,3 +191,76 @@ fn thousands(value: u64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(secs: u64) -> Timestamp {
+        Timestamp(secs * 1_000_000_000)
+    }
+
+    #[test]
+    fn the_first_second_of_a_small_sync_looks_as_the_kernel_shows_it() {
+        let progress = Progress::start(secs(100), 65496 / 4);
+        assert_eq!(
+            progress.render(secs(101), 64508 / 4, false, None),
+            "\t[>...................] sync'ed:  6.3% (64508/65496)K\n\tfinish: 0:00:53 speed: 988 (988) K/sec\n"
+        );
+    }
+
+    #[test]
+    fn large_runs_are_shown_in_mebibytes_with_grouped_digits() {
+        let total = 3 << 20;
+        let progress = Progress::start(secs(0), total);
+        let text = progress.render(secs(600), total / 4, true, Some(1480));
+        assert_eq!(
+            text,
+            "\t[==============>.....] verified: 75.1% (3072/12288)M\n\
+             \tfinish: 0:03:18 speed: 15,728 (15,728) want: 1,480 K/sec (stalled)\n"
+        );
+    }
+
+    #[test]
+    fn marks_are_at_least_three_seconds_apart_and_the_short_average_spans_six_of_them() {
+        let mut progress = Progress::start(secs(0), 100_000);
+        for second in 1..=60 {
+            progress.advance(secs(second), 100_000 - second * 100);
+            progress.advance(secs(second), 100_000 - second * 100);
+        }
+        // The last mark is at 60 s, the seventh before it at 39, the second oldest at 42.
+        let report = progress.report(secs(60), 90_000);
+        assert_eq!(report.speed_kib, (100_000 - 4200 - 90_000) / 18 * 4);
+        assert_eq!(report.average_kib, 10_000 / 60 * 4);
+        assert_eq!(progress.recent_kib(secs(60), 94_000), 400);
+        assert_eq!(progress.recent_kib(secs(60), 99_000), 0, "bits that were set meanwhile are no speed");
+    }
+
+    #[test]
+    fn a_pause_counts_for_nothing() {
+        let mut progress = Progress::start(secs(0), 1000);
+        progress.advance(secs(10), 500);
+        progress.pause(secs(10));
+        progress.pause(secs(15));
+        progress.advance(secs(400), 400);
+        assert_eq!(progress.paused(secs(20)), Duration::from_secs(10));
+        progress.resume(secs(1010));
+        progress.resume(secs(1011));
+        assert_eq!(progress.paused(secs(2000)), Duration::from_secs(1000));
+        let report = progress.report(secs(1010), 500);
+        assert_eq!((report.average_kib, report.speed_kib, report.stalled), (200, 200, false));
+    }
+
+    #[test]
+    fn odd_numbers_do_no_harm() {
+        let progress = Progress::start(secs(5), 0);
+        assert_eq!(progress.report(secs(0), 0).permille, 1000);
+        assert_eq!(progress.report(secs(9), 7).permille, 1000);
+        let progress = Progress::start(secs(5), u64::MAX >> 20);
+        assert_eq!(progress.report(secs(5), u64::MAX).permille, 0);
+        assert_eq!(progress.report(secs(5), 0).permille, 1000);
+        assert!(progress.render(Timestamp(u64::MAX), 1, false, None).contains("sync'ed:100.0% "));
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+}

@@ -137,3 +137,89 @@ impl Pacer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Timestamp {
+        Timestamp(ms * 1_000_000)
+    }
+
+    #[test]
+    fn it_says_exactly_when_the_next_request_may_go() {
+        let mut bucket = TokenBucket::new(ms(0), 1000, 100);
+        assert_eq!(bucket.take(ms(0), 60), Ok(()));
+        assert_eq!(bucket.take(ms(0), 60), Err(Duration::from_millis(20)));
+        assert_eq!(bucket.take(ms(19), 60), Err(Duration::from_millis(1)));
+        assert_eq!(bucket.take(ms(20), 60), Ok(()));
+        bucket.set_rate(ms(20), 3);
+        assert_eq!(bucket.take(ms(20), 1), Err(Duration::from_nanos(333_333_334)));
+        bucket.set_rate(ms(20), 0);
+        assert_eq!(bucket.take(ms(99), 1), Err(Duration::MAX));
+    }
+
+    #[test]
+    fn a_long_rest_saves_up_no_more_than_the_burst() {
+        let mut bucket = TokenBucket::new(ms(0), 1000, 100);
+        assert_eq!(bucket.take(ms(0), 100), Ok(()));
+        assert_eq!(bucket.take(ms(1_000_000), 100), Ok(()));
+        assert_eq!(bucket.take(ms(1_000_000), 100), Err(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_request_larger_than_the_burst_waits_for_a_full_bucket_and_leaves_a_debt() {
+        let mut bucket = TokenBucket::new(ms(0), 1000, 100);
+        assert_eq!(bucket.take(ms(0), 300), Ok(()));
+        assert_eq!(bucket.take(ms(0), 300), Err(Duration::from_millis(300)));
+        assert_eq!(bucket.take(ms(0), 1), Err(Duration::from_millis(201)));
+        assert_eq!(bucket.take(ms(300), 300), Ok(()));
+    }
+
+    #[test]
+    fn the_cap_on_what_is_in_flight_holds_with_and_without_a_rate() {
+        let mut pacer = Pacer::unlimited(100);
+        assert_eq!(pacer.take(ms(0), 500), Ok(()), "alone it may be larger than the cap");
+        assert_eq!(pacer.take(ms(0), 1), Err(Denied::InFlight));
+        pacer.answered(450);
+        assert_eq!(pacer.take(ms(0), 50), Ok(()));
+        pacer.answered(100);
+        pacer.set_rate(ms(0), Some(1000), 10);
+        assert_eq!(pacer.take(ms(0), 10), Ok(()));
+        assert_eq!(pacer.take(ms(0), 10), Err(Denied::For(Duration::from_millis(10))));
+        assert_eq!(pacer.in_flight(), 10, "a refused request does not count");
+        pacer.set_rate(ms(0), None, 10);
+        assert_eq!(pacer.take(ms(0), 90), Ok(()));
+        assert_eq!(pacer.take(ms(0), 1), Err(Denied::InFlight));
+    }
+
+    proptest! {
+        /// Whatever the pattern of calls: who comes at the time told gets through, and in sum neither more nor less than
+        /// the rate is granted.
+        #[test]
+        fn it_is_exact(
+            rate in 1_u64..1 << 40,
+            burst in 1_u64..1 << 30,
+            takes in prop::collection::vec((1_u64..1 << 22, 0_u64..3_000_000), 1..60),
+        ) {
+            let mut bucket = TokenBucket::new(Timestamp(5), rate, burst);
+            let (mut now, mut granted) = (Timestamp(5), 0_u128);
+            for (bytes, pause) in takes {
+                now = Timestamp(now.0 + pause);
+                let bytes = bytes.min(burst);
+                if let Err(wait) = bucket.take(now, bytes) {
+                    prop_assert!(!wait.is_zero());
+                    let just_before = Timestamp(now.after(wait).0 - 1);
+                    prop_assert!(bucket.take(just_before, bytes).is_err());
+                    now = now.after(wait);
+                    prop_assert_eq!(bucket.take(now, bytes), Ok(()));
+                }
+                granted += u128::from(bytes);
+                let allowed = u128::from(burst) * 1_000_000_000 + u128::from(rate) * u128::from(now.0 - 5);
+                prop_assert!(granted * 1_000_000_000 <= allowed);
+            }
+        }
+    }
+}

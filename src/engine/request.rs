@@ -202,7 +202,7 @@ impl Engine {
                 self.fail_part(key, ClientError::NotPrimary);
                 continue;
             }
-            if !admits_io(&vol.state, version) || vol.active.len() >= limit {
+            if vol.promoting.is_some() || !admits_io(&vol.state, version) || vol.active.len() >= limit {
                 return;
             }
             let Some(key) = vol.waiting.pop_front() else { return };

@@ -154,8 +154,12 @@ pub(crate) struct Volume {
     pub forced_detach: bool,
     /// `CloseDisk` was ordered.
     pub closing: bool,
-    /// The disk options are waiting for `DelVolume`.
-    pub degraded_since_attach: bool,
+    /// `P_SYNC_UUID` that came before this node was ready for it.
+    pub early_sync_uuid: Option<GenId>,
+    /// The lazy bitmap timer runs.
+    pub lazy_timer: bool,
+    /// A promotion whose superblock is not durable yet: no request is admitted.
+    pub promoting: Option<crate::engine::event::CommandId>,
 }
 
 impl Volume {
@@ -195,7 +199,9 @@ impl Volume {
             verify: None,
             forced_detach: false,
             closing: false,
-            degraded_since_attach: false,
+            early_sync_uuid: None,
+            lazy_timer: false,
+            promoting: None,
         }
     }
 

@@ -1,0 +1,137 @@
+//! Bitmap exchange before a resync (wire.md 8): sending in slices, one volume at a time, and merging what arrives.
+//!
+//! While a bitmap is being sent the data socket carries nothing else; other packets wait. The future source sends first,
+//! the future target merges, answers with the union and waits for `P_SYNC_UUID`; the source merges that and starts.
+
+use bytes::Bytes;
+
+use crate::engine::Engine;
+use crate::engine::action::{Action, Level};
+use crate::engine::dirty::Bitmap;
+use crate::units::VolumeNr;
+use crate::wire::bitmap::{BitSink, BitSource, BitmapReceiver, BitmapSender, Progress, SendStep};
+use crate::wire::error::BitmapFault;
+use crate::wire::feature::Version;
+use crate::wire::state::ConnState;
+
+/// Words scanned in one slice: well under a millisecond.
+const SLICE_WORDS: u64 = 1 << 16;
+
+/// A bitmap that arrives.
+pub(crate) type Incoming = BitmapReceiver;
+
+/// A bitmap that is being sent.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    volume: VolumeNr,
+    sender: BitmapSender,
+}
+
+impl BitSource for Bitmap {
+    fn bits(&self) -> u64 {
+        self.bits()
+    }
+    fn word(&self, index: u64) -> u64 {
+        usize::try_from(index).ok().and_then(|i| self.words().get(i)).copied().unwrap_or(0)
+    }
+}
+
+struct Merge<'a>(&'a mut Bitmap);
+
+impl BitSink for Merge<'_> {
+    fn set_range(&mut self, first: u64, end: u64) {
+        self.0.set_range(first..end);
+    }
+    fn or_word(&mut self, index: u64, word: u64) {
+        self.0.or_words(index, &[word]);
+    }
+}
+
+impl Engine {
+    /// The bitmap of this volume is to be sent as soon as the packets before it are queued.
+    pub(crate) fn start_bitmap(&mut self, v: VolumeNr) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.send_bitmap = true;
+        }
+    }
+
+    /// Sends a slice of the bitmap that is due, if one is.
+    pub(crate) fn pump_bitmap(&mut self) {
+        if self.bitmap_tx.is_none() {
+            let Some(v) = self.volumes.values().find(|vol| vol.send_bitmap).map(|vol| vol.nr) else { return };
+            if self.conn.link.is_none() || self.data_held() {
+                return;
+            }
+            let version = Version::new(self.conn.version).unwrap_or(Version::MAX);
+            let use_rle = self.conn.opts.as_ref().is_none_or(|o| o.use_rle);
+            let Some(vol) = self.volumes.get_mut(&v) else { return };
+            vol.send_bitmap = false;
+            let Some(disk) = vol.disk.as_ref() else { return };
+            let sender = BitmapSender::new(disk.bitmap.bits(), version, use_rle);
+            self.bitmap_tx = Some(Outgoing { volume: v, sender });
+            self.hold_data();
+        }
+        let mut packets = Vec::new();
+        let mut words = SLICE_WORDS;
+        let Some(tx) = self.bitmap_tx.as_mut() else { return };
+        let v = tx.volume;
+        let Some(disk) = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()) else {
+            self.log(Level::Warn, Some(v), "the disk went away during the bitmap exchange");
+            self.bitmap_tx = None;
+            self.release_data();
+            return self.drop_link(ConnState::NetworkFailure);
+        };
+        let done = loop {
+            match tx.sender.step(&disk.bitmap, words) {
+                SendStep::Packet(packet) => packets.push(packet),
+                SendStep::Again => break false,
+                SendStep::Done => break true,
+            }
+            words = words.saturating_sub(512);
+            if words == 0 {
+                break false;
+            }
+        };
+        for packet in packets {
+            self.send_data_now(v, packet);
+        }
+        if !done {
+            self.out.push(Action::Continue);
+            return;
+        }
+        self.bitmap_tx = None;
+        self.release_data();
+        if self.state(v).conn == ConnState::WfBitMapT {
+            self.wait_sync_uuid(v);
+        }
+    }
+
+    /// A chunk of the peer's bitmap.
+    pub(crate) fn on_bitmap(&mut self, v: VolumeNr, body: Bytes, compressed: bool) {
+        let name = if compressed { "P_COMPRESSED_BITMAP" } else { "P_BITMAP" };
+        let version = Version::new(self.conn.version).unwrap_or(Version::MAX);
+        let conn = self.state(v).conn;
+        if !matches!(conn, ConnState::WfBitMapS | ConnState::WfBitMapT) {
+            return self.peer_error(name, format!("not expected in state {conn}"));
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let Some(disk) = vol.disk.as_mut() else { return };
+        let bits = disk.bitmap.bits();
+        let rx = vol.bitmap_rx.get_or_insert_with(|| BitmapReceiver::new(bits, version));
+        let sink = &mut Merge(&mut disk.bitmap);
+        let result: Result<Progress, BitmapFault> =
+            if compressed { rx.compressed(body, sink, u64::MAX / 64) } else { rx.plain(&body, sink) };
+        match result {
+            Ok(Progress::Complete) => {
+                vol.bitmap_rx = None;
+                if conn == ConnState::WfBitMapT {
+                    self.start_bitmap(v);
+                } else {
+                    self.start_source(v);
+                }
+            }
+            Ok(Progress::More | Progress::Again) => {}
+            Err(fault) => self.peer_error(name, fault.to_string()),
+        }
+    }
+}
