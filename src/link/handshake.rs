@@ -128,9 +128,8 @@ async fn receive(
     let (head, body) = bytes.split_at_mut(header_len(place.phase, agreed));
     read_exact(stream, head, deadline, doing).await?;
     let header = decode_header(head, place, agreed)?;
-    let body = body
-        .get_mut(..header.len())
-        .ok_or(WireError { place, packet: Some(header.kind), fault: Fault::Truncated })?;
+    let body =
+        body.get_mut(..header.len()).ok_or(WireError { place, packet: Some(header.kind), fault: Fault::Truncated })?;
     read_exact(stream, body, deadline, doing).await?;
     Ok(decode_body(&header, agreed, body, Bytes::new())?)
 }

@@ -78,8 +78,7 @@ impl Session {
         buffers: &B,
     ) {
         let mut tasks = self.tasks.borrow_mut();
-        for (socket, half, limit) in
-            [(Socket::Meta, halves.meta, Some(meta_limit)), (Socket::Data, halves.data, None)]
+        for (socket, half, limit) in [(Socket::Meta, halves.meta, Some(meta_limit)), (Socket::Data, halves.data, None)]
         {
             let reader = Reader::new(Rc::clone(self), socket, half, sink.clone(), buffers.clone());
             let (session, mut to) = (Rc::clone(self), sink.clone());

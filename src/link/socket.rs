@@ -41,8 +41,7 @@ pub(super) fn has_input(stream: &TcpStream) -> bool {
 
 fn peek(stream: &TcpStream) -> io::Result<usize> {
     let mut byte = [0_u8; 1];
-    let (_, count) = rustix::io::retry_on_intr(|| {
-        rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT)
-    })?;
+    let (_, count) =
+        rustix::io::retry_on_intr(|| rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT))?;
     Ok(count)
 }

@@ -46,31 +46,26 @@ fn nodes_that_start_together_converge_again_and_again() {
         let (x, y) = addresses();
         let (a, b) = (Node::new(config(x, y)), Node::new(config(y, x)));
         let _guard = Guard(vec![a.clone(), b.clone()]);
+        for node in [&a, &b] {
+            node.0.reconnect.set(true);
+            node.0.on_up.borrow_mut().push((Socket::Meta, Packet::Ping));
+        }
         for round in 1..=20 {
             a.act(&LinkAction::Start);
             b.act(&LinkAction::Start);
-            let mut ups = Vec::new();
-            for node in [&a, &b] {
-                // Crossed attempts may let a node see a link that the other one has given up already.
-                loop {
-                    match node.event().await {
-                        LinkEvent::Up { nr, resolve_conflicts, .. } => ups.push((nr, resolve_conflicts)),
-                        LinkEvent::Lost { nr, .. } => {
-                            ups.retain(|up| up.0 != nr);
-                            node.act(&LinkAction::Close { nr });
-                            node.act(&LinkAction::Start);
-                            continue;
-                        }
-                        other => panic!("round {round}: {other:?}"),
-                    }
-                    node.send(Socket::Meta, Packet::Ping);
-                    break;
+            // Crossed attempts may let a node see a link that the other one has given up already.
+            let ups = loop {
+                for node in [&a, &b] {
+                    node.until(|inner| (!inner.packets.borrow().is_empty()).then_some(())).await;
                 }
-            }
-            assert_ne!(ups[0].1, ups[1].1, "round {round}");
+                if let [(1.., Some(up)), (1.., Some(other))] = [&a, &b].map(|n| (n.has_packets(), n.current())) {
+                    break [up, other];
+                }
+            };
+            assert_ne!(ups[0].resolve_conflicts, ups[1].resolve_conflicts, "round {round}");
             for (node, up) in [&a, &b].into_iter().zip(ups) {
                 assert_eq!(node.packet().await.2, Packet::Ping);
-                node.act(&LinkAction::Close { nr: up.0 });
+                node.act(&LinkAction::Close { nr: up.nr });
             }
         }
     });

@@ -28,7 +28,7 @@ use crate::wire::agreed::Agreed;
 use crate::wire::codec::{Header, encode};
 use crate::wire::data::{Data, DpFlags};
 use crate::wire::decoder::StreamDecoder;
-use crate::wire::digest::{AlgName, Digest};
+use crate::wire::digest::{AlgName, Digest, DigestAlg};
 use crate::wire::feature::{FeatureFlags, Features, Version};
 use crate::wire::kind::Phase;
 use crate::wire::params::{AfterSb, ConnFlags, Protocol, ReplProtocol};
@@ -76,6 +76,11 @@ struct Inner {
     batches: Cell<usize>,
     in_batch: Cell<usize>,
     on_up: RefCell<Vec<(Socket, Packet)>>,
+    /// Do as an engine does when a link is lost: close it and start over.
+    reconnect: Cell<bool>,
+    current: RefCell<Option<Up>>,
+    /// Close the link when so many packets have come.
+    close_at: Cell<Option<usize>>,
     wants_data: Cell<bool>,
     changed: Notify,
 }
@@ -94,6 +99,9 @@ impl Node {
             batches: Cell::default(),
             in_batch: Cell::default(),
             on_up: RefCell::default(),
+            reconnect: Cell::default(),
+            current: RefCell::default(),
+            close_at: Cell::default(),
             wants_data: Cell::new(true),
             changed: Notify::new(),
         }));
@@ -148,12 +156,8 @@ impl Node {
     }
 
     async fn up(&self) -> Up {
-        match self.event().await {
-            LinkEvent::Up { nr, version, features, resolve_conflicts, relaxed_epochs } => {
-                Up { nr, version, features, resolve_conflicts, relaxed_epochs }
-            }
-            other => panic!("not up: {other:?}"),
-        }
+        let event = self.event().await;
+        Up::of(&event).unwrap_or_else(|| panic!("not up: {event:?}"))
     }
 
     async fn refused(&self) -> String {
@@ -174,6 +178,10 @@ impl Node {
 
     async fn packet(&self) -> (Socket, VolumeNr, Packet) {
         self.until(|inner| inner.packets.borrow_mut().pop_front()).await
+    }
+
+    fn current(&self) -> Option<Up> {
+        self.0.current.borrow().clone()
     }
 
     fn has_packets(&self) -> usize {
@@ -202,6 +210,17 @@ struct Up {
     relaxed_epochs: bool,
 }
 
+impl Up {
+    fn of(event: &LinkEvent) -> Option<Self> {
+        match *event {
+            LinkEvent::Up { nr, version, features, resolve_conflicts, relaxed_epochs } => {
+                Some(Self { nr, version, features, resolve_conflicts, relaxed_epochs })
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 struct Lost {
     socket: Socket,
@@ -211,16 +230,29 @@ struct Lost {
 }
 
 impl Sink for Node {
-    fn packet(&mut self, _: LinkNr, socket: Socket, volume: VolumeNr, packet: Packet) {
+    fn packet(&mut self, nr: LinkNr, socket: Socket, volume: VolumeNr, packet: Packet) {
         self.0.packets.borrow_mut().push_back((socket, volume, packet));
+        if self.0.close_at.get() == Some(self.has_packets()) {
+            self.act(&LinkAction::Close { nr });
+        }
         self.0.in_batch.set(self.0.in_batch.get() + 1);
     }
 
     fn event(&mut self, event: LinkEvent) {
-        if matches!(event, LinkEvent::Up { .. }) {
-            for (socket, packet) in self.0.on_up.borrow().iter() {
-                self.send(*socket, packet.clone());
+        self.0.current.replace(Up::of(&event));
+        match &event {
+            LinkEvent::Up { .. } => {
+                *self.0.sent.borrow_mut() = [0; 2];
+                for (socket, packet) in self.0.on_up.borrow().iter() {
+                    self.send(*socket, packet.clone());
+                }
             }
+            LinkEvent::Lost { nr, .. } if self.0.reconnect.get() => {
+                self.0.packets.borrow_mut().clear();
+                self.act(&LinkAction::Close { nr: *nr });
+                self.act(&LinkAction::Start);
+            }
+            _ => {}
         }
         self.0.events.borrow_mut().push_back(event);
         self.0.in_batch.set(self.0.in_batch.get() + 1);
@@ -342,7 +374,7 @@ async fn dial(from: SocketAddr, to: SocketAddr) -> TcpStream {
             stream.set_nodelay(true).unwrap();
             return stream;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -354,7 +386,7 @@ async fn put(stream: &mut TcpStream, packet: &Packet, agreed: &Agreed) {
 
 /// The next packet, or `None` when the node has closed the connection.
 async fn get(stream: &mut TcpStream, decoder: &mut StreamDecoder) -> Option<(Header, Packet)> {
-    let mut bytes = [0; 65536];
+    let mut bytes = vec![0; 65536];
     loop {
         if let Some(packet) = decoder.next_packet().unwrap() {
             return Some(packet);
@@ -368,7 +400,7 @@ async fn get(stream: &mut TcpStream, decoder: &mut StreamDecoder) -> Option<(Hea
 
 /// Waits until the node has closed this connection.
 async fn closed(stream: &mut TcpStream) {
-    let mut bytes = [0; 65536];
+    let mut bytes = vec![0; 65536];
     while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {}
 }
 
@@ -450,7 +482,8 @@ fn state() -> Packet {
 }
 
 fn write(nr: u32, len: usize) -> Packet {
-    let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8 ^ nr.to_le_bytes()[0]).collect();
+    let [low, ..] = nr.to_le_bytes();
+    let bytes: Vec<u8> = (0..251).cycle().map(|byte: u8| byte ^ low).take(len).collect();
     Packet::Data(Data {
         sector: Sector(u64::from(nr) * 2048),
         block_id: BlockId(u64::from(nr)),
