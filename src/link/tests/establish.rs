@@ -1,5 +1,7 @@
 //! How a link comes up, or does not.
 
+use std::sync::{Barrier, Mutex};
+
 use super::*;
 use crate::wire::auth::{Authentication, CHALLENGE_LEN, HmacAlg, Secret};
 
@@ -67,6 +69,60 @@ fn nodes_that_start_together_converge_again_and_again() {
                 assert_eq!(node.packet().await.2, Packet::Ping);
                 node.act(&LinkAction::Close { nr: up.nr });
             }
+        }
+    });
+}
+
+/// What two machines believe, and how many rounds ended with the same belief.
+#[derive(Default)]
+struct Beliefs {
+    resolves: [Option<bool>; 2],
+    rounds: usize,
+}
+
+/// One of two machines that start their links at the same moment, round after round.
+async fn machine(index: usize, config: LinkConfig, beliefs: &Mutex<Beliefs>, start: &Barrier) {
+    let node = Node::new(config);
+    let _guard = Guard(vec![node.clone()]);
+    node.0.reconnect.set(true);
+    for round in 0..CROSSED_ROUNDS {
+        beliefs.lock().unwrap().resolves[index] = None;
+        // Blocks the thread, so that both leave at the same instant.
+        start.wait();
+        node.act(&LinkAction::Start);
+        // A node may see a link that the other one has given up already, but not for ever.
+        loop {
+            {
+                let mut beliefs = beliefs.lock().unwrap();
+                beliefs.resolves[index] = node.current().map(|up| up.resolve_conflicts);
+                if matches!(beliefs.resolves, [Some(x), Some(y)] if x != y) {
+                    beliefs.rounds = round + 1;
+                }
+                if beliefs.rounds > round {
+                    break;
+                }
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        start.wait();
+        if let Some(up) = node.current() {
+            node.act(&LinkAction::Close { nr: up.nr });
+        }
+        node.act(&LinkAction::Stop);
+        node.0.current.take();
+    }
+}
+
+const CROSSED_ROUNDS: usize = 20;
+
+#[test]
+fn crossed_attempts_of_two_machines_converge() {
+    let (x, y) = addresses();
+    let (beliefs, start) = (Mutex::default(), Barrier::new(2));
+    std::thread::scope(|scope| {
+        for (index, config) in [config(x, y), config(y, x)].into_iter().enumerate() {
+            let (beliefs, start) = (&beliefs, &start);
+            scope.spawn(move || shard(machine(index, config, beliefs, start)));
         }
     });
 }
