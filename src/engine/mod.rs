@@ -18,6 +18,7 @@ pub mod fence;
 pub mod gi;
 pub mod handler;
 pub mod handshake;
+pub mod load;
 pub mod lru;
 pub mod options;
 pub mod progress;
@@ -43,6 +44,9 @@ mod rng;
 mod slab;
 mod verify;
 mod volume;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
