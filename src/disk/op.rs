@@ -444,3 +444,94 @@ fn slices_behind(pieces: &[Bytes], mut skip: usize) -> SmallVec<[IoSlice<'_>; 4]
     }
     slices
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::open::OpenOptions;
+    use super::*;
+
+    fn device() -> (tempfile::NamedTempFile, BackingDevice) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let dev = BackingDevice::open(file.path(), &OpenOptions::default()).unwrap();
+        (file, dev)
+    }
+
+    fn written(step: Step<'_>) -> (u64, Vec<u8>) {
+        match step {
+            Step::Write { from, offset, .. } => (offset, from.iter().flat_map(|slice| slice.iter().copied()).collect()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_short_write_goes_on_at_the_last_whole_block() {
+        let (_file, dev) = device();
+        let block = usize::try_from(dev.geometry().logical_block_bytes).unwrap();
+        let data = Bytes::from_iter((0..8u8).flat_map(|n| vec![n; block]));
+        for pieces in [vec![data.clone()], vec![data.slice(..block * 3), Bytes::new(), data.slice(block * 3..)]] {
+            let op = DiskOp::Write { dev: dev.clone(), offset: 0, data: pieces.into(), fua: false };
+            let mut active = Active::accept(op, 1).unwrap();
+            if active.need().is_some() {
+                active.give(Pool::new(BUF_LEN_MAX).unwrap().try_alloc(BUF_LEN_MAX).unwrap());
+            }
+            assert_eq!(written(active.step().unwrap()), (0, data.to_vec()));
+            assert!(matches!(active.advance(Ok(block * 2 + block / 2)), Next::Step));
+            assert_eq!(written(active.step().unwrap()), ((block * 2) as u64, data[block * 2..].to_vec()));
+            assert!(matches!(active.advance(Ok(block * 3)), Next::Step));
+            assert_eq!(written(active.step().unwrap()), ((block * 5) as u64, data[block * 5..].to_vec()));
+            assert!(matches!(active.advance(Ok(block * 3)), Next::Done(Ok(()))));
+        }
+    }
+
+    #[test]
+    fn a_short_read_goes_on_and_the_end_of_the_device_is_an_error() {
+        let (_file, dev) = device();
+        let buf = Pool::new(BUF_LEN_MAX).unwrap().try_alloc(8192);
+        let mut active = Active::accept(DiskOp::Read { dev, offset: 4096, len: 8192, buf }, 1).unwrap();
+        assert!(matches!(active.step().unwrap(), Step::Read { offset: 4096, into } if into.len() == 8192));
+        assert!(matches!(active.advance(Ok(4096)), Next::Step));
+        assert!(matches!(active.step().unwrap(), Step::Read { offset: 8192, into } if into.len() == 4096));
+        let Next::Done(Err(error)) = active.advance(Ok(0)) else { panic!("not refused") };
+        assert_eq!(error.kind(), DiskErrorKind::UnexpectedEof);
+        assert!(active.finish(Err(error)).buf.is_none());
+    }
+
+    #[test]
+    fn interrupted_steps_are_repeated_but_not_for_ever() {
+        let (_file, dev) = device();
+        let mut active = Active::accept(DiskOp::Flush { dev }, 1).unwrap();
+        for _ in 0..FUTILE_MAX {
+            assert!(matches!(active.advance(Err(io::Error::from_raw_os_error(libc::EINTR))), Next::Step));
+        }
+        assert!(matches!(active.advance(Err(io::Error::from_raw_os_error(libc::EAGAIN))), Next::Done(Err(_))));
+    }
+
+    #[test]
+    fn other_errors_end_the_operation_at_once() {
+        let (_file, dev) = device();
+        let mut active = Active::accept(DiskOp::Flush { dev }, 7).unwrap();
+        let Next::Done(result) = active.advance(Err(io::Error::from_raw_os_error(libc::EIO))) else {
+            panic!("goes on")
+        };
+        assert!(result.as_ref().unwrap_err().kind().is_device_failure());
+        assert_eq!(active.finish(result).token, 7);
+    }
+
+    #[test]
+    fn refused_zeroing_ends_in_a_transfer_and_is_remembered() {
+        let (_file, dev) = device();
+        let op = || DiskOp::WriteZeroes { dev: dev.clone(), offset: 0, len: 8192, may_unmap: true };
+        let refused = || Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        let mut active = Active::accept(op(), 1).unwrap();
+        assert!(matches!(active.step().unwrap(), Step::Fallocate { mode: PUNCH, .. }));
+        assert!(matches!(active.advance(refused()), Next::Step));
+        assert!(matches!(active.step().unwrap(), Step::Fallocate { mode, .. } if mode != PUNCH));
+        assert!(matches!(active.advance(refused()), Next::Step));
+        assert_eq!(written(active.step().unwrap()), (0, vec![0; 8192]));
+        let Next::Done(Err(error)) = active.advance(refused()) else { panic!("goes on") };
+        assert_eq!(error.kind(), DiskErrorKind::Unsupported);
+        let mut next = Active::accept(op(), 2).unwrap();
+        assert!(matches!(next.step().unwrap(), Step::Write { .. }));
+    }
+}

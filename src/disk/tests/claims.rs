@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::*;
 use crate::disk::{ClaimScope, DiskErrorKind};
@@ -10,10 +10,13 @@ use crate::disk::{ClaimScope, DiskErrorKind};
 const CHILD_PATH: &str = "UDRBD_TEST_CLAIM_PATH";
 
 /// Another process that holds a claim until it is dropped.
-pub(super) struct Holder(Child);
+pub(super) struct Holder {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
 
 impl Holder {
-    /// `None`, with the child's error on standard error, if it could not claim.
+    /// `None` if it could not claim `path`.
     pub(super) fn start(path: &Path) -> Option<Self> {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "disk::tests::claims::child_that_holds_a_claim", "--nocapture"])
@@ -22,21 +25,31 @@ impl Holder {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let claimed = lines.map_while(Result::ok).any(|line| line.ends_with("claimed"));
-        let holder = Self(child);
-        claimed.then_some(holder)
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut holder = Self { child, output };
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(holder.output.read_line(&mut line).unwrap(), 0, "the child ends without an answer");
+            match line.trim() {
+                "claimed" => return Some(holder),
+                "in use" => return None,
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().unwrap();
+        drop(self.child.stdin.take());
+        // To the end, or the child dies of a broken pipe.
+        let _ = self.output.read_to_end(&mut Vec::new());
+        let _ = self.child.wait();
     }
 }
 
@@ -44,11 +57,17 @@ impl Drop for Holder {
 #[test]
 fn child_that_holds_a_claim() {
     let Some(path) = std::env::var_os(CHILD_PATH) else { return };
-    let dev = BackingDevice::open(path, &OpenOptions::default()).unwrap();
-    println!("\nclaimed");
-    // Until the parent closes the pipe, or dies.
-    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-    drop(dev);
+    match BackingDevice::open(path, &OpenOptions::default()) {
+        Ok(_dev) => {
+            println!("\nclaimed");
+            // Until the parent closes the pipe, or dies.
+            std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), DiskErrorKind::InUse);
+            println!("\nin use");
+        }
+    }
 }
 
 fn owner(owner: &str, claim: ClaimScope) -> OpenOptions {

@@ -35,8 +35,15 @@ struct Run {
     ring: Ring,
     dev: BackingDevice,
     model: Vec<u8>,
-    /// Ranges in flight, whether they change anything, and what a read must return.
-    busy: BTreeMap<u64, (Range<usize>, bool, Option<Vec<u8>>)>,
+    busy: BTreeMap<u64, Busy>,
+}
+
+/// An operation in flight.
+struct Busy {
+    range: Range<usize>,
+    changes: bool,
+    /// What a read must return.
+    expected: Option<Vec<u8>>,
 }
 
 impl Run {
@@ -45,7 +52,7 @@ impl Run {
         self.ring.drain(&mut out);
         for completion in out {
             completion.result.unwrap();
-            let (range, _, expected) = self.busy.remove(&completion.token).unwrap();
+            let Busy { range, expected, .. } = self.busy.remove(&completion.token).unwrap();
             assert_eq!(completion.buf.is_some(), expected.is_some());
             if let (Some(buf), Some(expected)) = (completion.buf, expected) {
                 assert!(buf[..] == expected[..], "read of {range:?}");
@@ -55,9 +62,11 @@ impl Run {
 
     /// Waits until nothing in flight conflicts with an operation on `range`.
     async fn make_way(&mut self, range: &Range<usize>, changes: bool) {
-        while self.busy.values().any(|(other, other_changes, _)| {
-            (changes || *other_changes) && other.start < range.end && range.start < other.end
-        }) {
+        while self
+            .busy
+            .values()
+            .any(|other| (changes || other.changes) && other.range.start < range.end && range.start < other.range.end)
+        {
             self.ring.wait().await.unwrap();
             self.collect();
         }
@@ -100,7 +109,7 @@ impl Run {
                 DiskOp::WriteZeroes { dev, offset, len, may_unmap }
             }
         };
-        self.busy.insert(token, (touched, changes, expected));
+        self.busy.insert(token, Busy { range: touched, changes, expected });
         self.ring.submit(op, token);
     }
 }
