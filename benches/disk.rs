@@ -1,5 +1,4 @@
 //! 4 KiB random writes to a temporary file: io_uring against threads, one and 32 at a time.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should stop")]
 
 use std::hint::black_box;
@@ -84,7 +83,7 @@ fn pool(c: &mut Criterion) {
     let pool = Pool::new(64 << 20).unwrap();
     c.bench_function("pool: take and return 4 KiB", |b| b.iter(|| black_box(pool.try_alloc(4096))));
     c.bench_function("pool: take, freeze and drop 4 KiB", |b| {
-        b.iter(|| black_box(pool.try_alloc(4096).unwrap().freeze()))
+        b.iter(|| black_box(pool.try_alloc(4096).unwrap().freeze()));
     });
 }
 
