@@ -80,12 +80,6 @@ pub enum DiskErrorKind {
 }
 
 impl DiskErrorKind {
-    /// Whether the device failed (on-io-error applies), in contrast to a request that should not have been made.
-    #[must_use]
-    pub const fn is_device_failure(self) -> bool {
-        matches!(self, Self::UnexpectedEof | Self::NoSpace | Self::NoMemory | Self::Gone | Self::Io)
-    }
-
     /// The kind of an error of the operating system.
     #[must_use]
     pub fn of(source: &io::Error) -> Self {
@@ -116,6 +110,8 @@ struct Parts {
     path: PathBuf,
     range: Option<(u64, u64)>,
     detail: Option<String>,
+    /// Found by us before anything was asked of the system.
+    refused: bool,
     source: io::Error,
 }
 
@@ -124,7 +120,7 @@ impl DiskError {
     #[must_use]
     pub fn new(action: DiskAction, path: &Path, source: io::Error) -> Self {
         let kind = DiskErrorKind::of(&source);
-        Self(Box::new(Parts { kind, action, path: path.to_owned(), range: None, detail: None, source }))
+        Self(Box::new(Parts { kind, action, path: path.to_owned(), range: None, detail: None, refused: false, source }))
     }
 
     /// An error that we found ourselves; `detail` is a clause for people and stands in for the system's text.
@@ -144,7 +140,15 @@ impl DiskError {
             DiskErrorKind::UnexpectedEof | DiskErrorKind::Io => libc::EIO,
         };
         let source = io::Error::from_raw_os_error(errno);
-        Self(Box::new(Parts { kind, action, path: path.to_owned(), range: None, detail: Some(detail.into()), source }))
+        Self(Box::new(Parts {
+            kind,
+            action,
+            path: path.to_owned(),
+            range: None,
+            detail: Some(detail.into()),
+            refused: true,
+            source,
+        }))
     }
 
     /// The same error with the range that it is about, in bytes.
@@ -165,6 +169,18 @@ impl DiskError {
     #[must_use]
     pub fn kind(&self) -> DiskErrorKind {
         self.0.kind
+    }
+
+    /// Whether the device failed, so that on-io-error applies; false for requests that should not have been made, for
+    /// discards that the device cannot do, and for everything that is not I/O.
+    #[must_use]
+    pub fn is_device_failure(&self) -> bool {
+        match (self.0.action, self.0.kind) {
+            (DiskAction::Open | DiskAction::Claim | DiskAction::Probe | DiskAction::Setup, _)
+            | (DiskAction::Discard, DiskErrorKind::Unsupported) => false,
+            (_, DiskErrorKind::UnexpectedEof) => true,
+            _ => !self.0.refused,
+        }
     }
 
     /// What was being done.
@@ -233,6 +249,7 @@ mod tests {
     fn the_text_names_action_range_path_and_cause() {
         let error = DiskError::new(DiskAction::Write, Path::new("/dev/x"), io::Error::from_raw_os_error(libc::ENOSPC));
         assert_eq!(error.kind(), DiskErrorKind::NoSpace);
+        assert!(error.is_device_failure());
         assert_eq!(
             error.at(4096, 512).to_string(),
             "write of 512 bytes at offset 4096 on /dev/x failed: No space left on device (os error 28)"
@@ -245,7 +262,7 @@ mod tests {
             DiskError::refused(DiskAction::Claim, Path::new("/dev/x"), DiskErrorKind::InUse, "in use by r0/0 (data)");
         assert_eq!(error.to_string(), "claim of /dev/x failed: in use by r0/0 (data)");
         assert_eq!(error.io_error().raw_os_error(), Some(libc::EBUSY));
-        assert!(!error.kind().is_device_failure());
+        assert!(!error.is_device_failure());
         assert_eq!(size_of::<DiskError>(), size_of::<usize>());
     }
 }

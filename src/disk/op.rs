@@ -514,7 +514,7 @@ mod tests {
         let Next::Done(result) = active.advance(Err(io::Error::from_raw_os_error(libc::EIO))) else {
             panic!("goes on")
         };
-        assert!(result.as_ref().unwrap_err().kind().is_device_failure());
+        assert!(result.as_ref().unwrap_err().is_device_failure());
         assert_eq!(active.finish(result).token, 7);
     }
 

@@ -72,7 +72,7 @@ impl BackingDevice {
     ///
     /// # Errors
     /// `NotFound`, `PermissionDenied`, `NotADevice`, `InUse` (the text says by whom where that can be known), `Unsupported`
-    /// for a change without a claim, or the system's error.
+    /// for write access without a claim, `OutOfRange` for an empty claim, or the system's error.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, DiskError> {
         let path = path.as_ref();
         let open_error = |error: rustix::io::Errno| DiskError::new(DiskAction::Open, path, error.into());
@@ -80,6 +80,12 @@ impl BackingDevice {
         if options.claim == ClaimScope::Nothing && !options.read_only {
             let text = "writing without a claim is not possible";
             return Err(DiskError::refused(DiskAction::Open, path, DiskErrorKind::Unsupported, text));
+        }
+        if let ClaimScope::Range { start, len } = options.claim
+            && (len == 0 || start.checked_add(len).is_none_or(|end| i64::try_from(end).is_err()))
+        {
+            let text = "the byte range to claim is empty or too large";
+            return Err(DiskError::refused(DiskAction::Claim, path, DiskErrorKind::OutOfRange, text));
         }
         // Looked at before it is opened: opening a pipe or a terminal has effects or never returns.
         device_key(path, &rustix::fs::stat(path).map_err(open_error)?)?;

@@ -206,8 +206,8 @@ impl Ring {
         self.core().kick();
     }
 
-    /// Completes when [`Ring::drain`] has something to give; hands queued submissions over first. For one waiter at a time.
-    /// Cancel safe. Never completes while nothing is submitted.
+    /// Completes when [`Ring::drain`] has something to do, which may at times give nothing; hands queued submissions over
+    /// first. For one waiter at a time. Cancel safe. Never completes while nothing is submitted.
     ///
     /// # Errors
     /// The runtime is shutting down.

@@ -107,6 +107,10 @@ fn slots_are_shared_and_each_has_one_user() {
     assert!(error.to_string().ends_with("in use by r0/0 (metadata) of this daemon"), "{error}");
     let error = BackingDevice::open(file.path(), &owner("r2/0", ClaimScope::Whole)).unwrap_err();
     assert_eq!(error.kind(), DiskErrorKind::InUse);
+    for (start, len) in [(0, 0), (u64::MAX, 2), (1 << 62, 1 << 62)] {
+        let error = BackingDevice::open(file.path(), &owner("r2/0", slot(start, len))).unwrap_err();
+        assert_eq!(error.kind(), DiskErrorKind::OutOfRange);
+    }
     drop(a);
     BackingDevice::open(file.path(), &owner("r2/0", slot(0, 4096))).unwrap();
 }

@@ -376,6 +376,20 @@ fn buffered_and_blocking_access_work_too() {
 }
 
 #[test]
+fn auto_finds_a_ring_and_says_why_it_is_that_one() {
+    let file = file(1 << 20);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        let ring = Ring::new(&RingOptions::default(), Pool::new(MIB).unwrap()).unwrap();
+        println!("{ring:?}");
+        let unavailable = ring.reason().starts_with("io_uring is not available: ");
+        assert_eq!(ring.kind() == RingKind::Portable, unavailable);
+        assert!(!ring.reason().is_empty());
+        read(&ring, &open(&file), 0, 4096).await;
+    });
+}
+
+#[test]
 fn impossible_rings_are_refused() {
     let pool = Pool::new(MIB).unwrap();
     let error = Ring::new(&RingOptions::default(), pool.clone()).unwrap_err();
