@@ -20,6 +20,8 @@ pub const BLOCK_BYTES_MIN: u32 = 512;
 pub struct DiscardLimits {
     /// Smallest unit that is really freed, in bytes; at least the logical block size.
     pub granularity_bytes: u64,
+    /// Where the first such unit starts, in bytes from the start of the device; 0 as a rule.
+    pub alignment_bytes: u64,
     /// Largest discard that the device does in one go, in bytes; larger ones are cut up by the kernel. `None`: no limit.
     pub max_bytes: Option<u64>,
     /// Whether a discarded range is known to read as zeroes.
@@ -60,22 +62,33 @@ pub(super) struct Transfer {
 }
 
 /// The block layer's attributes of the disk with device number `dev`; for a partition those of its disk.
-struct Queue(String);
+struct Queue {
+    /// Of the device itself.
+    device: String,
+    /// Of the queue, which a partition shares with its disk.
+    queue: String,
+}
 
 impl Queue {
     fn of(dev: u64) -> Self {
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
         let base = format!("/sys/dev/block/{major}:{minor}");
         let partition = fs::exists(format!("{base}/partition")).unwrap_or(false);
-        Self(if partition { format!("{base}/../queue") } else { format!("{base}/queue") })
+        let queue = if partition { format!("{base}/../queue") } else { format!("{base}/queue") };
+        Self { device: base, queue }
     }
 
     fn text(&self, name: &str) -> Option<String> {
-        fs::read_to_string(format!("{}/{name}", self.0)).ok().map(|text| text.trim().to_owned())
+        fs::read_to_string(format!("{}/{name}", self.queue)).ok().map(|text| text.trim().to_owned())
     }
 
     fn number(&self, name: &str) -> Option<u64> {
         self.text(name)?.parse().ok()
+    }
+
+    fn discard_alignment(&self) -> u64 {
+        let text = fs::read_to_string(format!("{}/discard_alignment", self.device)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
     }
 
     fn rotational(&self) -> Option<bool> {
@@ -166,14 +179,24 @@ pub(super) fn probe(
         let max = queue.number("discard_max_bytes").unwrap_or(0);
         if max > 0 && !read_only {
             let granularity_bytes = queue.number("discard_granularity").unwrap_or(0).max(block);
-            geometry.discard = Some(DiscardLimits { granularity_bytes, max_bytes: Some(max), reads_zeroes: false });
+            geometry.discard = Some(DiscardLimits {
+                granularity_bytes,
+                alignment_bytes: queue.discard_alignment(),
+                max_bytes: Some(max),
+                reads_zeroes: false,
+            });
         }
         geometry.zeroes_offload = queue.number("write_zeroes_max_bytes").unwrap_or(0) > 0;
     } else {
         let fs_block = u64::try_from(stat.st_blksize).unwrap_or(0).clamp(block, 1 << 20);
         geometry.physical_block_bytes = u32::try_from(fs_block).unwrap_or(transfer.block_bytes);
         if !read_only && can_punch(fd, raw_size) {
-            geometry.discard = Some(DiscardLimits { granularity_bytes: fs_block, max_bytes: None, reads_zeroes: true });
+            geometry.discard = Some(DiscardLimits {
+                granularity_bytes: fs_block,
+                alignment_bytes: 0,
+                max_bytes: None,
+                reads_zeroes: true,
+            });
             geometry.zeroes_offload = true;
         }
     }

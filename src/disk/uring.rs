@@ -332,3 +332,62 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::EventfdFlags;
+
+    use super::super::op::DiskOp;
+    use super::super::open::{BackingDevice, OpenOptions};
+    use super::super::pool::Pool;
+    use super::*;
+
+    fn ring() -> Option<Uring> {
+        let event = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        Uring::new(4, event).inspect_err(|error| println!("skipped: {error}")).ok()
+    }
+
+    #[test]
+    fn a_ring_that_breaks_down_fails_everything_and_leaks_what_the_kernel_may_write() {
+        let Some(mut ring) = ring() else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let dev = BackingDevice::open(file.path(), &OpenOptions::default()).unwrap();
+        let pool = Pool::new(1 << 20).unwrap();
+        let read = |token| {
+            let buf = pool.try_alloc(4096);
+            Active::accept(DiskOp::Read { dev: dev.clone(), offset: 0, len: 4096, buf }, token).unwrap()
+        };
+        let mut out = Vec::new();
+        ring.push(read(1), &mut out);
+        ring.enter(&mut out);
+        ring.push(read(2), &mut out);
+        ring.break_down(libc::EBADF, &mut out);
+        ring.push(read(3), &mut out);
+        let tokens: Vec<_> = out.iter().map(|c| (c.token, c.result.is_err(), c.buf.is_none())).collect();
+        assert_eq!(tokens, [(1, true, true), (2, true, true), (3, true, true)]);
+        assert!(out.iter().all(|c| c.result.as_ref().unwrap_err().is_device_failure()));
+        drop(ring);
+        assert_eq!(pool.free_bytes(), (1 << 20) - 2 * 4096);
+    }
+
+    #[test]
+    fn what_the_kernel_never_saw_is_dropped_with_the_ring() {
+        let Some(mut ring) = ring() else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let dev = BackingDevice::open(file.path(), &OpenOptions::default()).unwrap();
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut out = Vec::new();
+        let mut payload = pool.try_alloc(4096).unwrap();
+        payload.fill(1);
+        let data = payload.freeze();
+        let op = DiskOp::Write { dev, offset: 0, data: data.into(), fua: false };
+        ring.push(Active::accept(op, 1).unwrap(), &mut out);
+        assert!(ring.has_unsubmitted() && ring.is_stuck());
+        drop(ring);
+        assert!(out.is_empty());
+        assert_eq!(pool.free_bytes(), 1 << 20);
+        assert_eq!(std::fs::read(file.path()).unwrap(), vec![0; 1 << 20]);
+    }
+}

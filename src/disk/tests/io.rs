@@ -245,6 +245,28 @@ fn reads_wait_for_memory_and_others_pass_them() {
 }
 
 #[test]
+fn a_small_read_does_not_overtake_a_large_one_that_waits_for_memory() {
+    let file = file(4 << 20);
+    with_rings(8, MIB, async |ring| {
+        let dev = open(&file);
+        let held = ring.pool().try_alloc(MIB / 2).unwrap();
+        for (token, len) in [(1, MIB), (2, 4096)] {
+            ring.submit(DiskOp::Read { dev: dev.clone(), offset: 0, len, buf: None }, token);
+        }
+        assert_eq!(ring.queued(), 2);
+        drop(held);
+        for token in [1, 2] {
+            let mut out = Vec::new();
+            while out.is_empty() {
+                ring.wait().await.unwrap();
+                ring.drain(&mut out);
+            }
+            assert_eq!(out.iter().map(|c| c.token).collect::<Vec<_>>(), [token]);
+        }
+    });
+}
+
+#[test]
 fn a_caller_may_bring_its_own_buffer() {
     let file = file(1 << 20);
     with_rings(4, MIB, async |ring| {
