@@ -367,3 +367,6 @@ fn transmission_flags(export: &ExportInfo, structured: bool) -> u16 {
     let always = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
     optional.into_iter().filter(|(set, _)| *set).fold(always, |flags, (_, bit)| flags | bit)
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,3 +297,6 @@ fn len_u32(range: SectorRange) -> u32 {
 fn len_usize(range: SectorRange) -> usize {
     usize::try_from(range.bytes()).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -247,3 +247,6 @@ impl<B: std::ops::DerefMut<Target = [u8]>> Receiver<B> {
         received
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,3 +188,103 @@ fn chunk_head(cookie: u64, kind: Chunk, len: u32, done: bool) -> [u8; CHUNK_BYTE
     head[16..].copy_from_slice(&len.to_be_bytes());
     head
 }
+
+#[cfg(test)]
+mod tests {
+    use hex_literal::hex;
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+
+    /// Empties the queue through writes that take at most so many bytes each.
+    fn drain(queue: &mut ReplyQueue, takes: &[usize]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for take in takes.iter().cycle() {
+            if queue.is_empty() {
+                break;
+            }
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = queue.slices(&mut slices);
+            let bytes = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
+            assert!(!bytes.is_empty());
+            let len = bytes.len().min(*take);
+            out.extend_from_slice(&bytes[..len]);
+            queue.sent(len);
+        }
+        assert_eq!((queue.len(), queue.heads_len()), (0, 0));
+        out
+    }
+
+    #[test]
+    fn replies_have_the_bytes_of_the_protocol() {
+        let mut queue = ReplyQueue::new();
+        queue.simple(0x0102, Ok(()));
+        queue.simple(0x0103, Err(Errno::NoSpc));
+        queue.data_chunk(0x0104, 4096, 3, smallvec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")], true);
+        queue.data_chunk(0x0105, 0, 1, smallvec![Bytes::from_static(b"d")], false);
+        queue.error_chunk(0x0106, Errno::Inval, "no");
+        queue.error_chunk(0x0107, Errno::Io, "");
+        queue.block_status(0x0108, 1024);
+        let expected = [
+            &hex!("67446698 00000000 0000000000000102")[..],
+            &hex!("67446698 0000001c 0000000000000103"),
+            &hex!("668e33ef 0001 0001 0000000000000104 0000000b 0000000000001000 616263"),
+            &hex!("668e33ef 0000 0001 0000000000000105 00000009 0000000000000000 64"),
+            &hex!("668e33ef 0001 8001 0000000000000106 00000008 00000016 0002 6e6f"),
+            &hex!("668e33ef 0001 8001 0000000000000107 00000006 00000005 0000"),
+            &hex!("668e33ef 0001 0005 0000000000000108 0000000c 00000001 00000400 00000000"),
+        ];
+        assert_eq!(queue.len(), expected.concat().len());
+        assert_eq!(drain(&mut queue, &[usize::MAX]), expected.concat());
+    }
+
+    #[test]
+    fn words_without_payload_share_a_slice() {
+        let mut queue = ReplyQueue::new();
+        for cookie in 0..100 {
+            queue.simple(cookie, Ok(()));
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        assert!(queue.slices(&mut slices) <= 2);
+    }
+
+    proptest! {
+        /// Whatever the socket takes at a time, and whenever replies come in, the stream is the same.
+        #[test]
+        fn any_short_write_keeps_the_stream(
+            replies in proptest::collection::vec((any::<u64>(), 0_usize..70), 0..200),
+            takes in proptest::collection::vec(1_usize..400, 1..10),
+            batch in 1_usize..50,
+        ) {
+            let data = |cookie: u64, len: usize| Bytes::from(vec![cookie as u8; len]);
+            let mut whole = ReplyQueue::new();
+            let mut cut = ReplyQueue::new();
+            let mut cut_bytes = Vec::new();
+            for replies in replies.chunks(batch) {
+                for (cookie, len) in replies {
+                    for queue in [&mut whole, &mut cut] {
+                        queue.simple(*cookie, Ok(()));
+                        queue.simple_data(smallvec![data(*cookie, *len)]);
+                    }
+                }
+                // One write that leaves a rest, so that the ring wraps around.
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let count = cut.slices(&mut slices);
+                let bytes = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
+                let len = bytes.len().min(takes[0]);
+                cut_bytes.extend_from_slice(&bytes[..len]);
+                cut.sent(len);
+            }
+            cut_bytes.extend(drain(&mut cut, &takes));
+            let expected: Vec<u8> = replies
+                .iter()
+                .flat_map(|(cookie, len)| {
+                    [&SIMPLE_REPLY_MAGIC.to_be_bytes()[..], &[0; 4], &cookie.to_be_bytes(), &data(*cookie, *len)].concat()
+                })
+                .collect();
+            prop_assert_eq!(&cut_bytes, &expected);
+            prop_assert_eq!(drain(&mut whole, &[usize::MAX]), expected);
+        }
+    }
+}

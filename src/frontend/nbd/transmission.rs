@@ -212,3 +212,131 @@ fn range_of(request: &RequestHeader, size: Sectors) -> Result<SectorRange, Inval
         (None, _) => invalid(Errno::Inval, "the request ends behind the export"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frontend::nbd::export::ExportInfo;
+
+    const SIZE: u64 = 1 << 30;
+
+    fn negotiated(structured: bool) -> Negotiated {
+        Negotiated {
+            export: ExportInfo {
+                name: "r0".to_owned(),
+                description: String::new(),
+                size: Sectors::from_bytes_floor(SIZE),
+                read_only: false,
+                trim: true,
+                multi_conn: true,
+            },
+            flags: flag::HAS_FLAGS
+                | flag::SEND_FLUSH
+                | flag::SEND_FUA
+                | flag::SEND_TRIM
+                | flag::SEND_WRITE_ZEROES
+                | flag::SEND_FAST_ZERO
+                | if structured { flag::SEND_DF } else { 0 },
+            structured,
+            base_allocation: structured,
+        }
+    }
+
+    fn request(command: Cmd, flags: u16, offset: u64, len: u32) -> RequestHeader {
+        RequestHeader { flags, command, cookie: 7, offset, len }
+    }
+
+    fn errno(request: &RequestHeader, negotiated: &Negotiated) -> Option<Errno> {
+        validate(request, negotiated).err().map(|invalid| invalid.errno)
+    }
+
+    #[test]
+    fn every_rule_has_its_errno() {
+        use command_flag as f;
+        let modern = negotiated(true);
+        let simple = negotiated(false);
+        let mut read_only = negotiated(true);
+        read_only.export.read_only = true;
+        let mut no_trim = negotiated(true);
+        no_trim.flags &= !flag::SEND_TRIM;
+        let rows: &[(&Negotiated, Cmd, u16, u64, u32, Option<Errno>)] = &[
+            (&modern, Cmd::READ, 0, 0, 512, None),
+            (&modern, Cmd::READ, f::FUA, 0, 512, None),
+            (&modern, Cmd::READ, f::DF, 0, 1 << 20, None),
+            (&modern, Cmd::READ, f::DF, 0, (1 << 20) + 512, Some(Errno::Overflow)),
+            (&modern, Cmd::READ, 0, 0, 32 << 20, None),
+            (&modern, Cmd::READ, 0, 0, (32 << 20) + 512, Some(Errno::Overflow)),
+            (&simple, Cmd::READ, 0, 0, (32 << 20) + 512, Some(Errno::Inval)),
+            (&simple, Cmd::READ, f::DF, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::READ, f::NO_HOLE, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 1 << 15, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 0, 1, 512, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 0, 0, 511, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 0, 0, 0, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 0, SIZE - 512, 512, None),
+            (&modern, Cmd::READ, 0, SIZE - 512, 1024, Some(Errno::Inval)),
+            (&modern, Cmd::READ, 0, u64::MAX - 511, 512, Some(Errno::Inval)),
+            (&modern, Cmd::WRITE, f::FUA, SIZE - 512, 512, None),
+            (&modern, Cmd::WRITE, 0, SIZE, 512, Some(Errno::NoSpc)),
+            (&modern, Cmd::WRITE, 0, u64::MAX - 511, 512, Some(Errno::NoSpc)),
+            (&modern, Cmd::WRITE, 0, 0, (32 << 20) + 512, Some(Errno::Inval)),
+            (&modern, Cmd::WRITE, f::DF, 0, 512, Some(Errno::Inval)),
+            (&read_only, Cmd::WRITE, 0, 0, 512, Some(Errno::Perm)),
+            (&read_only, Cmd::TRIM, 0, 0, 512, Some(Errno::Perm)),
+            (&read_only, Cmd::WRITE_ZEROES, 0, 0, 512, Some(Errno::Perm)),
+            (&read_only, Cmd::FLUSH, 0, 0, 0, None),
+            (&modern, Cmd::FLUSH, 0, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::FLUSH, 0, 512, 0, Some(Errno::Inval)),
+            (&modern, Cmd::FLUSH, f::FUA, 0, 0, None),
+            (&modern, Cmd::TRIM, f::FUA, 0, 1 << 30, None),
+            (&modern, Cmd::TRIM, 0, SIZE, 512, Some(Errno::Inval)),
+            (&no_trim, Cmd::TRIM, 0, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::WRITE_ZEROES, f::FUA | f::NO_HOLE, 0, 1 << 30, None),
+            (&modern, Cmd::WRITE_ZEROES, f::FAST_ZERO, 0, 512, Some(Errno::NotSup)),
+            (&modern, Cmd::WRITE_ZEROES, 0, SIZE, 512, Some(Errno::NoSpc)),
+            (&modern, Cmd::CACHE, 0, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::BLOCK_STATUS, f::REQ_ONE, 0, 1 << 30, None),
+            (&modern, Cmd::BLOCK_STATUS, 0, SIZE, 512, Some(Errno::Inval)),
+            (&simple, Cmd::BLOCK_STATUS, 0, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd(99), 0, 0, 512, Some(Errno::Inval)),
+            (&modern, Cmd::DISC, 0xffff, 1, 1, None),
+        ];
+        for (negotiated, command, flags, offset, len, expected) in rows {
+            let request = request(*command, *flags, *offset, *len);
+            assert_eq!(errno(&request, negotiated), *expected, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn flags_and_ranges_arrive() {
+        let flags = command_flag::FUA | command_flag::NO_HOLE;
+        let command = validate(&request(Cmd::WRITE_ZEROES, flags, 4096, 1024), &negotiated(true));
+        let range = SectorRange { start: Sector(8), count: Sectors(2) };
+        assert_eq!(command, Ok(Command::WriteZeroes { range, no_hole: true, fua: true }));
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_survives_the_wire(flags: u16, command: u16, cookie: u64, offset: u64, len: u32) {
+            let header = RequestHeader { flags, command: Cmd(command), cookie, offset, len };
+            prop_assert_eq!(RequestHeader::decode(&header.encode()), Ok(header));
+        }
+
+        #[test]
+        fn any_header_is_judged(bytes: [u8; REQUEST_BYTES], command in 0_u16..9, offset: u64, len: u32, keep: bool) {
+            let negotiated = negotiated(true);
+            if let Ok(header) = RequestHeader::decode(&bytes) {
+                let _ = validate(&header, &negotiated);
+            }
+            let offset = if keep { offset } else { offset % (2 * SIZE) & !511 };
+            match validate(&request(Cmd(command), 0, offset, len & !511), &negotiated) {
+                Ok(Command::Read { range, .. } | Command::Write { range, .. } | Command::Trim { range, .. }) => {
+                    prop_assert!(!range.is_empty() && range.end().0 <= negotiated.export.size.0);
+                }
+                _ => {}
+            }
+        }
+    }
+}
