@@ -78,6 +78,11 @@ pub(crate) struct Request {
     pub epoch: Option<u32>,
     /// The peer said "written and in sync".
     pub set_in_sync: bool,
+    /// During a resync: its range stays taken until the peer has said whether it is in sync, even where the client
+    /// does not wait for that. So no newer write can have set the bits that this one clears.
+    pub sync_due: bool,
+    /// Its range is taken.
+    pub registered: bool,
     /// Activity-log references held.
     pub al: Option<ExtentSpan>,
     /// Completed to the client.
@@ -176,6 +181,8 @@ impl Engine {
             net: Side::Unused,
             epoch: None,
             set_in_sync: false,
+            sync_due: false,
+            registered: false,
             al: None,
             done: false,
             retired: false,
@@ -305,6 +312,7 @@ impl Engine {
         let now = self.now;
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
+        request.registered = true;
         let (v, range) = (request.volume, request.range);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
@@ -397,7 +405,10 @@ impl Engine {
             ReplProtocol::B => AckDue::Receive,
             ReplProtocol::C => AckDue::Write,
         };
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
         if let Some(request) = self.requests.get_mut(key) {
+            request.sync_due = sync_due;
             request.local = if local { Side::Pending } else { Side::Unused };
             request.net = if remote { Side::Pending } else { Side::Unused };
             request.ack = ack;
@@ -512,51 +523,56 @@ impl Engine {
         self.wake_resync_reads(v);
     }
 
-    /// Completes a write part when both halves are done, and retires it when its epoch is.
+    /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is.
     fn progress(&mut self, key: u64) {
         let Some(request) = self.requests.get_mut(key) else { return };
         if request.local == Side::Pending || request.net == Side::Pending {
             return;
         }
+        let (v, range) = (request.volume, request.range);
         if !request.done {
             request.done = true;
             let ok = request.local == Side::Ok || request.net == Side::Ok;
-            let (v, range, epoch) = (request.volume, request.range, request.epoch);
-            let both_in_sync = request.set_in_sync && request.local == Side::Ok && request.net == Side::Ok;
+            let epoch = request.epoch;
             request.data = None;
-            if both_in_sync {
-                // No newer write of this range can be in flight: it would wait for this one.
-                self.clear_bits(v, range);
-            }
             if epoch == Some(self.epochs.current()) {
                 self.epochs.close();
             }
+            self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
+        }
+        let Some(request) = self.requests.get_mut(key) else { return };
+        if request.registered && !request.sync_due {
+            request.registered = false;
+            let in_sync = request.set_in_sync && request.local == Side::Ok && request.net == Side::Ok;
+            if in_sync {
+                // No newer write of this range exists: it would still wait for this one.
+                self.clear_bits(v, range);
+            }
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.active.remove(range, key);
+                if vol.resync.is_some() {
+                    self.resync_kick.insert(v);
+                }
             }
-            self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
-            self.retire(key);
             self.retry_blocked(v);
-            self.admit(v);
-            self.recheck_commands = true;
-        } else {
-            self.retire(key);
         }
+        self.retire(key);
+        self.admit(v);
+        self.recheck_commands = true;
     }
 
     /// Forgets a write part whose fate is known, after its bits are right.
     fn retire(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let replicated = request.epoch.is_some();
-        if !request.done || request.aborted || request.local == Side::Pending || (replicated && !request.retired) {
+        let settled = request.done && !request.registered && !request.aborted && request.local != Side::Pending;
+        if !settled || (replicated && !request.retired) {
             return;
         }
         let Some(request) = self.requests.remove(key) else { return };
         let v = request.volume;
         if replicated && !(request.local == Side::Ok && request.net == Side::Ok) {
             self.set_bits(v, request.range);
-        } else if request.set_in_sync && request.local == Side::Ok {
-            self.clear_bits(v, request.range);
         }
         if let Some(span) = request.al {
             let idle = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()).is_some_and(|d| d.al.end(span));
@@ -750,15 +766,26 @@ impl Engine {
         match how {
             AckKind::Received if request.ack == AckDue::Write => {}
             AckKind::Received | AckKind::Written if request.net == Side::Failed => {}
-            AckKind::Received | AckKind::Written => request.net = Side::Ok,
+            AckKind::Received => request.net = Side::Ok,
+            AckKind::Written => {
+                request.net = Side::Ok;
+                request.sync_due = false;
+            }
             AckKind::InSync => {
                 request.net = Side::Ok;
                 request.set_in_sync = true;
+                request.sync_due = false;
             }
             AckKind::Negative => {
                 request.net = Side::Failed;
                 request.set_in_sync = false;
+                request.sync_due = false;
             }
+        }
+        let range = request.range;
+        if how == AckKind::Negative {
+            // At once: a bitmap exchange may follow before the epoch is retired.
+            self.set_bits(v, range);
         }
         if was_pending
             && let Some(vol) = self.volumes.get_mut(&v)
@@ -783,6 +810,7 @@ impl Engine {
         for key in members {
             if let Some(request) = self.requests.get_mut(key) {
                 request.retired = true;
+                request.sync_due = false;
                 if request.net == Side::Pending {
                     request.net = Side::Ok;
                 }
@@ -818,6 +846,7 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.net = Side::Failed;
                 request.set_in_sync = false;
+                request.sync_due = false;
                 request.retired = true;
             }
             self.progress(key);

@@ -192,7 +192,9 @@ impl Engine {
             vol.resync = Some(Resync::new(now, false, bits, rate));
         }
         self.log_begin(v, bits, "SyncTarget");
-        self.md_superblock(v, Some(MdDone::TargetStarted));
+        // The bits first: the source forgets a block when this node has written it, flushed or not. After a power cut
+        // only this bitmap can know of it.
+        self.md_bitmap(v, true, Some(MdDone::TargetStarted));
     }
 
     fn log_begin(&mut self, v: VolumeNr, bits: u64, role: &str) {
