@@ -384,7 +384,7 @@ impl Engine {
     fn submit_write(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let Some(vol) = self.volumes.get(&v) else { return };
         let state = vol.state;
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
@@ -394,7 +394,7 @@ impl Engine {
             return self.fail_part(key, ClientError::Io);
         }
         if local && !remote {
-            let newly = vol.usable().map_or(0, |d| d.bitmap.set_range(range.bits_touched()));
+            let newly = self.set_bits(v, range);
             if newly > 0 && sends_out_of_sync(&state) && self.conn.version >= 96 {
                 self.send_out_of_sync(v, range);
             }
@@ -512,6 +512,8 @@ impl Engine {
             Err(failure) => {
                 request.local = Side::Failed;
                 let range = request.range;
+                // Bits are set when it is known that they are due, never later: a resync may be running by then.
+                self.set_bits(v, range);
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
                     self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
@@ -571,9 +573,6 @@ impl Engine {
         }
         let Some(request) = self.requests.remove(key) else { return };
         let v = request.volume;
-        if replicated && !(request.local == Side::Ok && request.net == Side::Ok) {
-            self.set_bits(v, request.range);
-        }
         if let Some(span) = request.al {
             let idle = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()).is_some_and(|d| d.al.end(span));
             if idle {
@@ -848,6 +847,8 @@ impl Engine {
                 request.set_in_sync = false;
                 request.sync_due = false;
                 request.retired = true;
+                let (v, range) = (request.volume, request.range);
+                self.set_bits(v, range);
             }
             self.progress(key);
         }
@@ -878,6 +879,11 @@ impl Engine {
             .map(|(key, r)| (key, r.kind))
             .collect();
         for (key, kind) in pending {
+            if let Some(range) = self.requests.get(key).map(|r| r.range)
+                && kind != Kind::Read
+            {
+                self.set_bits(v, range);
+            }
             if let Some(request) = self.requests.get_mut(key) {
                 request.local = Side::Failed;
                 request.aborted = true;
@@ -951,16 +957,27 @@ impl Engine {
 
     // --- bits ---
 
-    /// Marks every block of a range out of sync.
-    pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) {
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
+    /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
+    /// carries older data: its end must not clear these bits.
+    pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
         let bits = range.bits_touched();
-        if let Some(disk) = vol.disk.as_mut() {
-            disk.bitmap.set_range(bits.clone());
-        }
+        let newly = vol.disk.as_mut().map_or(0, |disk| disk.bitmap.set_range(bits.clone()));
         if let Some(resync) = vol.resync.as_mut() {
             resync.note_set(bits.start);
         }
+        if !vol.resync_unacked.is_empty() {
+            let from = range.start.0.saturating_sub(PART_BYTES_MAX / SECTOR_SIZE);
+            for ((sector, bytes), unacked) in vol.resync_unacked.range_mut((from, 0)..(range.end().0, 0)) {
+                let sent = SectorRange { start: Sector(*sector), count: Sectors::from_bytes_floor(u64::from(*bytes)) };
+                unacked.stale |= sent.overlaps(range);
+            }
+        }
+        if !vol.peer_active.is_empty() {
+            let writes: SmallVec<[u64; 4]> = vol.peer_active.overlapping(range).collect();
+            self.peer_writes_stale(&writes);
+        }
+        newly
     }
 
     /// Marks the whole blocks of a range in sync.

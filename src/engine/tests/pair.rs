@@ -123,7 +123,15 @@ impl Pair {
         }
     }
 
+    /// With UDRBD_TRACE set: every action of both nodes, for a failing seed.
+    fn trace(&self, n: usize, what: &dyn std::fmt::Debug) {
+        if std::env::var_os("UDRBD_TRACE").is_some() {
+            eprintln!("{} {what:?}", ["A", "B"][n]);
+        }
+    }
+
     fn action(&mut self, n: usize, action: Action) {
+        self.trace(n, &action);
         let node = &mut self.nodes[n];
         match action {
             Action::Disk { op, volume, io } => node.disk_queue.push((op, volume, io)),
@@ -163,6 +171,7 @@ impl Pair {
 
     fn do_disk(&mut self, n: usize, index: usize) {
         let (op, v, io) = self.nodes[n].disk_queue.swap_remove(index);
+        self.trace(n, &("executed", op));
         let node = &mut self.nodes[n];
         let failure = || Err(DiskFailure { text: String::from("injected"), unsupported: false });
         let disk = node.disks.get_mut(&v).expect("disk of the volume");
@@ -215,6 +224,7 @@ impl Pair {
         if let Some(link) = node.link {
             self.event(from, Event::Sent { link, socket, packets });
         }
+        self.trace(to, &("delivered", socket, &packet));
         if let Some(link) = self.nodes[to].link {
             self.event(to, Event::Packet { link, socket, volume, packet });
         }
