@@ -136,7 +136,7 @@ option_section!(
     "resync-after" resync_after: ResyncAfter = other(Kind::Volume, ResyncAfter::Nothing),
         PLAIN.alias("after").syncer().pending(&["-1"], "all volumes resync at the same time for now");
     /// Hot extents (4 MiB each) of the activity log.
-    "al-extents" al_extents: u32 = num(67, 65_534, 1237), PLAIN.syncer();
+    "al-extents" al_extents: u32 = num(67, 65_534, 1237), PLAIN.syncer().clamps();
     /// Keep the activity log.
     "al-updates" al_updates: bool = flag(true), PLAIN;
     /// Treat discards as writes of zeroes where that is aligned.

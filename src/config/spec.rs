@@ -127,6 +127,8 @@ pub struct OptionSpec {
     pub in_file: bool,
     /// When a running device takes a new value.
     pub online: Online,
+    /// Whether numbers outside the range are moved into it with a warning instead of being refused.
+    pub clamps: bool,
     /// Set when this version does not act on the option.
     pub pending: Option<Pending>,
 }
@@ -139,12 +141,25 @@ pub(super) struct Traits {
     pub(super) in_syncer: bool,
     pub(super) in_file: bool,
     pub(super) online: Online,
+    pub(super) clamps: bool,
     pub(super) pending: Option<Pending>,
 }
 
 impl Traits {
-    pub(super) const PLAIN: Self =
-        Self { alias: None, negated: None, in_syncer: false, in_file: true, online: Online::Now, pending: None };
+    pub(super) const PLAIN: Self = Self {
+        alias: None,
+        negated: None,
+        in_syncer: false,
+        in_file: true,
+        online: Online::Now,
+        clamps: false,
+        pending: None,
+    };
+
+    pub(super) const fn clamps(mut self) -> Self {
+        self.clamps = true;
+        self
+    }
 
     pub(super) const fn syncer(mut self) -> Self {
         self.in_syncer = true;
@@ -239,12 +254,21 @@ impl OptionSpec {
         }
     }
 
+    /// The value that is used in place of `text`, if this option moves numbers into its range and has to here.
+    #[must_use]
+    pub fn clamped(&self, text: &str) -> Option<String> {
+        let Kind::Number { scale, min, max, .. } = self.kind else { return None };
+        let units = parse_number(text, scale).ok().filter(|units| self.clamps && !(min..=max).contains(units))?;
+        Some(units.clamp(min, max).to_string())
+    }
+
     fn number(&self, text: &str) -> Result<u64, ValueError> {
         let Kind::Number { scale, min, max, .. } = self.kind else {
             return Err(self.refuse(text, "is no number option"));
         };
         match parse_number(text, scale) {
             Ok(units) if (min..=max).contains(&units) => Ok(units),
+            Ok(units) if self.clamps => Ok(units.clamp(min, max)),
             Ok(units) => Err(self.error(format!(
                 "{} {text} => {units}{letter} out of range [{min}..{max}]{letter}",
                 self.name,
@@ -402,6 +426,7 @@ macro_rules! option_section {
                     in_syncer: traits.in_syncer,
                     in_file: traits.in_file,
                     online: traits.online,
+                    clamps: traits.clamps,
                     pending: traits.pending,
                 }
             },)+];
