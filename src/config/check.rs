@@ -4,7 +4,7 @@
 //! a `resync-after` to an unknown resource is dropped, as drbdadm does without a terminal. Resources with syntax errors
 //! are not checked for missing things. Source: config-and-commands.md 7.2 and 7.3; the warnings are our own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ast::{Ast, Host, HostKind, Opt, Resource, Volume};
 use super::diag::{Diagnostic, Diagnostics, Pos};
@@ -38,7 +38,8 @@ pub fn check(ast: &mut Ast, diagnostics: &mut Diagnostics) {
 /// The check that plain `dump` makes before it prints: without the common section merged in, as drbdadm does.
 pub fn check_plain_dump(ast: &Ast, diagnostics: &mut Diagnostics) {
     for resource in &ast.resources {
-        both_without_dual_primary(resource, "or `dump -v`, which merges the common section first", diagnostics);
+        let help = "add `allow-two-primaries;` to the net { } of this resource; plain dump does not look at the common section";
+        both_without_dual_primary(resource, help, diagnostics);
     }
 }
 
@@ -121,12 +122,17 @@ fn same_volumes(resource: &Resource, diagnostics: &mut Diagnostics) {
 #[derive(Default)]
 struct Seen {
     hard: BTreeMap<(&'static str, String), Pos>,
+    /// Pairs of places that were reported: several keys (hosts, minor and name) may conflict in the same statements.
+    reported: BTreeSet<(Pos, Pos)>,
     disks: BTreeMap<String, Pos>,
 }
 
 impl Seen {
     fn once(&mut self, what: &'static str, key: String, pos: Pos, diagnostics: &mut Diagnostics) {
         if let Some(first) = self.hard.get(&(what, key.clone())) {
+            if !self.reported.insert((pos, *first)) {
+                return;
+            }
             let error = Diagnostic::error(pos, format!("conflicting use of {what} '{key}'"));
             diagnostics.push(error.note(*first, "first used here").help("change one of them"));
         } else {
@@ -151,15 +157,13 @@ fn unique(seen: &mut Seen, host: &Host, ast: &Ast, diagnostics: &mut Diagnostics
         }
     }
     for (name, volume) in names.iter().flat_map(|name| host.volumes.iter().map(move |v| (name, v))) {
-        // A volume that is wholly inherited is best shown where its host section begins.
-        let at = |pos: Pos| if pos.line == 0 { host.pos } else { pos };
         if let Some(device) = &volume.device {
-            seen.once("device-minor", format!("device-minor:{name}:{}", device.minor), at(device.pos), diagnostics);
-            seen.once("device", format!("device:{name}:{}", device.path()), at(device.pos), diagnostics);
+            seen.once("device-minor", format!("device-minor:{name}:{}", device.minor), device.pos, diagnostics);
+            seen.once("device", format!("device:{name}:{}", device.path()), device.pos, diagnostics);
         }
         if let Some(meta) = volume.meta.as_ref().filter(|m| m.dev != "internal") {
             let index = meta.index.map_or_else(|| "flexible".to_owned(), |i| i.to_string());
-            seen.once("meta-disk", format!("{name}:{}[{index}]", meta.dev), at(meta.pos), diagnostics);
+            seen.once("meta-disk", format!("{name}:{}[{index}]", meta.dev), meta.pos, diagnostics);
         }
         if let Some(disk) = &volume.disk {
             let key = format!("disk:{name}:{}", disk.text);
@@ -217,7 +221,8 @@ fn proxies(resource: &Resource, diagnostics: &mut Diagnostics) {
 }
 
 fn become_primary_on(resource: &Resource, ast: &Ast, diagnostics: &mut Diagnostics) {
-    both_without_dual_primary(resource, "or name one host", diagnostics);
+    let help = "add `allow-two-primaries;` to net { }, or name one host";
+    both_without_dual_primary(resource, help, diagnostics);
     let names = host_names(ast, &resource.name.text, 0);
     for name in resource.startup.become_primary_on.iter().filter(|n| n.text != "both" && !names.contains(&n.text)) {
         let text = format!("become-primary-on contains '{}', which is not named with the 'on' sections.", name.text);
@@ -229,13 +234,12 @@ fn become_primary_on(resource: &Resource, ast: &Ast, diagnostics: &mut Diagnosti
     }
 }
 
-fn both_without_dual_primary(resource: &Resource, or: &str, diagnostics: &mut Diagnostics) {
+fn both_without_dual_primary(resource: &Resource, help: &str, diagnostics: &mut Diagnostics) {
     let both = resource.startup.become_primary_on.iter().find(|n| n.text == "both");
     // Only its presence counts in 8.4, not its value.
     if let Some(both) = both.filter(|_| last(&resource.net, "allow-two-primaries").is_none()) {
         let text = "become-primary-on is set to both, but allow-two-primaries is not set.";
-        diagnostics
-            .push(about(resource, both.pos, text).help(format!("add `allow-two-primaries;` to net {{ }}, {or}")));
+        diagnostics.push(about(resource, both.pos, text).help(help));
     }
 }
 

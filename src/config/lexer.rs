@@ -248,9 +248,8 @@ impl<'a> Lexer<'a> {
     fn quoted(&mut self) -> Token {
         let mut text = String::new();
         let mut escaped = false;
-        let mut raw_chars = 0_usize;
         let mut flaw = None;
-        for (at, c) in self.rest.char_indices().skip(1) {
+        for (raw_chars, (at, c)) in self.rest.char_indices().skip(1).enumerate() {
             if c == '\n' {
                 let mut token = self.plain(Kind::Bad(Flaw::Unterminated), at);
                 token.text = token.text.trim_end_matches('\r').to_owned();
@@ -265,7 +264,6 @@ impl<'a> Lexer<'a> {
                     None => self.token(Kind::Quoted, at + 1, text),
                 };
             }
-            raw_chars += 1;
             if c == '\0' || c == char::REPLACEMENT_CHARACTER {
                 flaw = Some(Flaw::NotText);
             }

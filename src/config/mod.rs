@@ -27,10 +27,12 @@ pub mod model;
 pub mod options;
 pub mod parser;
 pub mod resolve;
+mod section;
 pub mod spec;
 #[cfg(test)]
 mod tests;
 pub mod values;
+pub mod words;
 
 pub use diag::Report;
 pub use model::{Config, ResolvedResource};

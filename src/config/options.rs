@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{Kind, Online, OptionSpec, OptionValue, Section, Traits, ValueError, option_section};
+use super::section::option_section;
+use super::spec::{Kind, Online, OptionSpec, OptionValue, Section, Traits, ValueError};
 use super::values::{
     AfterSb0Pri, AfterSb1Pri, AfterSb2Pri, Bytes, DeciSeconds, Fencing, KibPerSecond, NumberValue, OnCongestion,
     OnIoError, OnNoData, Protocol, ReadBalancing, ResyncAfter, RrConflict, Seconds, Secret,

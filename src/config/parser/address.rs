@@ -33,7 +33,7 @@ impl Parser<'_, '_, '_> {
         let ip = token.text.parse::<Ipv4Addr>();
         let Ok(ip) = ip else {
             let error = Diagnostic::error(token.pos, format!("'{}' is no IPv4 address", token.text));
-            self.push(error.help("each of the four numbers is 0..255, without leading zeros"));
+            self.syntax(error.help("each of the four numbers is 0..255, without leading zeros"));
             return Ok(None);
         };
         Ok(port.map(|port| Address {
@@ -56,7 +56,7 @@ impl Parser<'_, '_, '_> {
             None => (token.text.as_str(), None),
         };
         let Ok(ip) = number.parse::<Ipv6Addr>() else {
-            self.push(Diagnostic::error(token.pos, format!("'{number}' is no IPv6 address")));
+            self.syntax(Diagnostic::error(token.pos, format!("'{number}' is no IPv6 address")));
             return Ok(None);
         };
         let ip = IpAddr::V6(ip);

@@ -22,32 +22,35 @@ const STACKED_STATEMENTS: &[&str] = &["device", "address", "volume", "proxy", "a
 
 impl Parser<'_, '_, '_> {
     /// `on NAME... { }`
-    pub(super) fn on_section(&mut self, res: &mut Resource, token: &Token) -> Parsed<()> {
+    pub(super) fn on_section(&mut self, res: &mut Resource, key: &str, token: &Token) -> Parsed<()> {
         let names = self.names("the name of a host")?;
+        let mut first = true;
         for name in &names {
-            self.once("host section", format!("{}: on {}", res.name.text, name.text), name.pos);
+            first &= self.once("host section", format!("{key}: on {}", name.text), name.pos);
         }
-        self.host_body(res, HostKind::On(names), token.pos)
+        self.host_body(res, key, HostKind::On(names), token.pos, first)
     }
 
     /// `stacked-on-top-of RESOURCE { }`
-    pub(super) fn stacked(&mut self, res: &mut Resource, token: &Token) -> Parsed<()> {
+    pub(super) fn stacked(&mut self, res: &mut Resource, key: &str, token: &Token) -> Parsed<()> {
         let lower = self.name("the name of a resource")?;
-        self.once("stacked-on-top-of", format!("stacked:{}", lower.text), lower.pos);
-        self.host_body(res, HostKind::Stacked(lower), token.pos)
+        let first = self.once("stacked-on-top-of", format!("stacked:{}", lower.text), lower.pos);
+        self.host_body(res, key, HostKind::Stacked(lower), token.pos, first)
     }
 
     /// `floating ADDRESS;` and `floating ADDRESS { }`
-    pub(super) fn floating(&mut self, res: &mut Resource, token: &Token) -> Parsed<()> {
+    pub(super) fn floating(&mut self, res: &mut Resource, key: &str, token: &Token) -> Parsed<()> {
         let address = self.address()?;
         let mut host = new_host(HostKind::Floating, token.pos);
-        let valid = address.is_some();
+        let mut keep = address.is_some();
         host.address = address;
-        self.once("host section", format!("{}: on {}", res.name.text, host.name()), token.pos);
+        if keep {
+            keep = self.once("host section", format!("{key}: on {}", host.name()), token.pos);
+        }
         if self.peek().is_op(';') {
             self.next();
         } else {
-            let key = format!("{}:{}", res.name.text, host.name());
+            let key = section_key(key, &host, keep);
             self.block("the floating section", false, |p, token| {
                 if token.is_keyword("address") {
                     let error = Diagnostic::error(token.pos, "a floating section cannot have an address statement");
@@ -57,18 +60,23 @@ impl Parser<'_, '_, '_> {
                 p.host_item(&mut host, &key, &token)
             })?;
         }
-        if valid {
+        if keep {
             res.hosts.push(host);
         }
         Ok(())
     }
 
-    fn host_body(&mut self, res: &mut Resource, kind: HostKind, pos: Pos) -> Parsed<()> {
+    fn host_body(&mut self, res: &mut Resource, key: &str, kind: HostKind, pos: Pos, first: bool) -> Parsed<()> {
         let mut host = new_host(kind, pos);
-        let key = format!("{}:{}", res.name.text, host.keys().first().map_or("", String::as_str));
+        let key = section_key(key, &host, first);
         let what = host.title();
         self.block(what.trim_end_matches(" { ... }"), false, |p, token| p.host_item(&mut host, &key, &token))?;
-        res.hosts.push(host);
+        if first {
+            res.hosts.push(host);
+        } else {
+            // Without it the resource looks incomplete, which it is not.
+            self.syntax_errors += 1;
+        }
         Ok(())
     }
 
@@ -124,6 +132,16 @@ impl Parser<'_, '_, '_> {
         })?;
         host.proxy = Some(proxy);
         Ok(())
+    }
+}
+
+/// Prefix of the keys of statements in a section; one that has been reported as a duplicate keeps to itself.
+fn section_key(resource: &str, host: &Host, first: bool) -> String {
+    let name = host.keys().first().cloned().unwrap_or_default();
+    if first {
+        format!("{resource}:{name}")
+    } else {
+        format!("{resource}:{name} at {}:{}", host.pos.line, host.pos.col)
     }
 }
 

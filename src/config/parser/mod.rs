@@ -80,7 +80,13 @@ impl State<'_> {
         // The parser changes the state while it reads the text, so it has a copy.
         let text = source.text.clone();
         self.ast.sources.files.push(source);
-        let mut parser = Parser { lexer: Lexer::new(&text, index), ahead: None, syntax_errors: 0, state: self };
+        let mut parser = Parser {
+            lexer: Lexer::new(&text, index),
+            ahead: None,
+            last: Pos::default(),
+            syntax_errors: 0,
+            state: self,
+        };
         parser.top();
     }
 }
@@ -94,6 +100,9 @@ type Parsed<T> = Result<T, Failed>;
 struct Parser<'a, 's, 'l> {
     lexer: Lexer<'a>,
     ahead: Option<Token>,
+    /// The token before `ahead`.
+    last: Pos,
+    /// Errors that left something out of the tree, so that its absence means nothing.
     syntax_errors: usize,
     state: &'s mut State<'l>,
 }
@@ -104,7 +113,9 @@ impl Parser<'_, '_, '_> {
     }
 
     fn next(&mut self) -> Token {
-        self.ahead.take().unwrap_or_else(|| self.lexer.next_token())
+        let token = self.ahead.take().unwrap_or_else(|| self.lexer.next_token());
+        self.last = token.pos;
+        token
     }
 
     fn push(&mut self, diagnostic: Diagnostic) {
@@ -165,7 +176,12 @@ impl Parser<'_, '_, '_> {
             return Ok(());
         }
         let token = self.peek().clone();
-        let failed = self.unexpected(&token, "';' behind the statement");
+        if matches!(token.kind, Kind::Stray | Kind::Bad(_)) {
+            return Err(self.unexpected(&token, "';' behind the statement"));
+        }
+        let message = format!("expected ';' before {}", token.shown());
+        self.syntax(Diagnostic::error(token.pos, message).note(self.last, "add ';' behind this"));
+        let failed = Failed;
         if token.kind == Kind::Keyword || token.is_op('}') { Ok(()) } else { Err(failed) }
     }
 
@@ -195,13 +211,13 @@ impl Parser<'_, '_, '_> {
             Ok(units) if token.text.bytes().all(|b| b.is_ascii_digit()) => units,
             Ok(_) | Err(NumberError::NotANumber | NumberError::Overflow) => {
                 let error = Diagnostic::error(token.pos, format!("{what} {}: no unit is allowed here", token.text));
-                self.push(error.help(format!("{what} takes a plain number, {min}..{max}")));
+                self.syntax(error.help(format!("{what} takes a plain number, {min}..{max}")));
                 return Ok((None, token.pos));
             }
         };
         if !(min..=max).contains(&units) {
             let message = format!("{what} {} => {units} out of range [{min}..{max}]", token.text);
-            self.push(Diagnostic::error(token.pos, message));
+            self.syntax(Diagnostic::error(token.pos, message).help(format!("{what} takes {min}..{max}")));
             return Ok((None, token.pos));
         }
         Ok((u32::try_from(units).ok(), token.pos))
@@ -269,16 +285,17 @@ impl Parser<'_, '_, '_> {
         }
     }
 
-    /// Reports a second occurrence of something that may occur once.
-    fn once(&mut self, what: &'static str, key: impl Into<String>, pos: Pos) {
+    /// Reports a second occurrence of something that may occur once; says whether it is the first.
+    fn once(&mut self, what: &'static str, key: impl Into<String>, pos: Pos) -> bool {
         let key = key.into();
         let message = format!("conflicting use of {what} '{key}'");
         if let Some(first) = self.state.seen.get(&(what, key.clone())) {
             let error = Diagnostic::error(pos, message).note(*first, "first used here");
             self.push(error.help("remove one of them, or merge the two"));
-        } else {
-            self.state.seen.insert((what, key), pos);
+            return false;
         }
+        self.state.seen.insert((what, key), pos);
+        true
     }
 
     fn top(&mut self) {
@@ -307,9 +324,8 @@ impl Parser<'_, '_, '_> {
 
     fn common(&mut self, keyword: &Token) -> Parsed<()> {
         let name = Name { text: "common".to_owned(), pos: keyword.pos };
-        self.once("resource section", "common", keyword.pos);
-        let resource = self.resource_body(name, true)?;
-        // A second one is an error already; the first counts.
+        let first = self.once("resource section", "common", keyword.pos);
+        let resource = self.resource_body(name, true, first)?;
         self.state.ast.common.get_or_insert(resource);
         Ok(())
     }
@@ -328,9 +344,11 @@ impl Parser<'_, '_, '_> {
                 error.help("NAME/NUMBER is a volume on the command line, and DRBD refuses such names; rename it"),
             );
         }
-        self.once("resource section", name.text.clone(), keyword.pos);
-        let resource: Resource = self.resource_body(name, false)?;
-        self.state.ast.resources.push(resource);
+        let first = self.once("resource section", name.text.clone(), keyword.pos);
+        let resource: Resource = self.resource_body(name, false, first)?;
+        if first {
+            self.state.ast.resources.push(resource);
+        }
         Ok(())
     }
 
@@ -433,7 +451,7 @@ impl Parser<'_, '_, '_> {
                     self.state.depth -= 1;
                 }
                 Err(why) => {
-                    self.push(Diagnostic::error(pattern.pos, format!("cannot read include file '{path}': {why}")))
+                    self.push(Diagnostic::error(pattern.pos, format!("cannot read include file '{path}': {why}")));
                 }
             }
         }

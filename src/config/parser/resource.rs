@@ -41,12 +41,16 @@ pub(super) struct Scope<'a> {
 }
 
 impl Parser<'_, '_, '_> {
-    /// The body of a resource or of the common section.
-    pub(super) fn resource_body(&mut self, name: Name, common: bool) -> Parsed<Resource> {
+    /// The body of a resource or of the common section. Not the `first` of its name: it has been reported as a whole, and what
+    /// is in it does not conflict with the first one's once more.
+    pub(super) fn resource_body(&mut self, name: Name, common: bool, first: bool) -> Parsed<Resource> {
         let errors = self.syntax_errors;
         let mut res = Resource::new(name, self.peek().pos);
-        let key = if common { "common".to_owned() } else { res.name.text.clone() };
+        let mut key = res.name.text.clone();
         let what = if common { "the common section".to_owned() } else { format!("resource {key}") };
+        if !first {
+            key = format!("{key} at {}:{}", res.open.file, res.open.line);
+        }
         (res.open, res.close) = self.block(&what, true, |p, token| p.resource_item(&mut res, &key, &token))?;
         res.damaged = self.syntax_errors > errors;
         if common {
@@ -66,7 +70,7 @@ impl Parser<'_, '_, '_> {
 
     fn resource_item(&mut self, res: &mut Resource, key: &str, token: &Token) -> Parsed<()> {
         if token.kind != Kind::Keyword {
-            return Err(self.unknown_statement(token, &format!("resource {key}"), RESOURCE_STATEMENTS));
+            return Err(self.unknown_statement(token, &format!("resource {}", res.name.text), RESOURCE_STATEMENTS));
         }
         match token.text.as_str() {
             "protocol" => {
@@ -106,9 +110,9 @@ impl Parser<'_, '_, '_> {
                 self.volume_statement(volume, token, &Scope { key, host: false })
             }
             "volume" => self.volume(&mut res.volumes, key, false),
-            "on" => self.on_section(res, token),
-            "floating" => self.floating(res, token),
-            "stacked-on-top-of" => self.stacked(res, token),
+            "on" => self.on_section(res, key, token),
+            "floating" => self.floating(res, key, token),
+            "stacked-on-top-of" => self.stacked(res, key, token),
             "ignore-on" => {
                 self.name("a host name")?;
                 self.semicolon()?;
@@ -116,7 +120,7 @@ impl Parser<'_, '_, '_> {
                 self.push(warning.help("remove it"));
                 Ok(())
             }
-            _ => Err(self.unknown_statement(token, &format!("resource {key}"), RESOURCE_STATEMENTS)),
+            _ => Err(self.unknown_statement(token, &format!("resource {}", res.name.text), RESOURCE_STATEMENTS)),
         }
     }
 
@@ -252,13 +256,13 @@ impl Parser<'_, '_, '_> {
             (Some(digits), explicit) => {
                 let Some(n) = digits.parse::<u32>().ok().filter(|n| u64::from(*n) <= MINOR_MAX) else {
                     let error = Diagnostic::error(name.pos, format!("minor {digits} out of range [0..{MINOR_MAX}]"));
-                    self.push(error.help("choose a smaller minor number"));
+                    self.syntax(error.help("choose a smaller minor number"));
                     return None;
                 };
                 if let Some(explicit) = explicit.filter(|e| *e != n) {
                     let message =
                         format!("explicit minor number {explicit} must match with device name '{}'", name.text);
-                    self.push(Diagnostic::error(name.pos, message).help(format!(
+                    self.syntax(Diagnostic::error(name.pos, message).help(format!(
                         "write `device /dev/drbd{explicit} minor {explicit};`, or leave off either; other names must start \
                          with /dev/drbd_"
                     )));
@@ -269,12 +273,14 @@ impl Parser<'_, '_, '_> {
             (None, Some(minor)) if tail.starts_with('_') => Some(Device { path: Some(path), minor, pos: name.pos }),
             (None, Some(_)) => {
                 let message = format!("device name '{}' is neither /dev/drbdN nor /dev/drbd_NAME", name.text);
-                self.push(Diagnostic::error(name.pos, message).help("arbitrary names must start with /dev/drbd_"));
+                self.syntax(Diagnostic::error(name.pos, message).help("arbitrary names must start with /dev/drbd_"));
                 None
             }
             (None, None) => {
                 let message = format!("no minor given nor device name '{}' contains a minor number", name.text);
-                self.push(Diagnostic::error(name.pos, message).help(format!("write `device {} minor N;`", name.text)));
+                self.syntax(
+                    Diagnostic::error(name.pos, message).help(format!("write `device {} minor N;`", name.text)),
+                );
                 None
             }
         }

@@ -194,7 +194,8 @@ impl Parser<'_, '_, '_> {
                 next if next.is_op(';') => opt("yes".to_owned(), token.pos),
                 next => {
                     let next = next.clone();
-                    return Err(self.unexpected(&next, &format!("yes, no or ';' behind {}", spec.name)));
+                    let failed = self.unexpected(&next, &format!("yes, no or ';' behind {}", spec.name));
+                    return Err(failed);
                 }
             };
             self.semicolon()?;
