@@ -171,13 +171,22 @@ impl MetaDisk {
         }
     }
 
-    /// The index as drbdmeta and drbdsetup take it: `internal`, `flex-external` or the slot number.
+    /// The index as drbdsetup and `sh-md-idx` say it: `internal`, `flexible` or the slot number.
     #[must_use]
     pub fn index_text(&self) -> String {
         match self {
             Self::Internal => "internal".to_owned(),
             Self::Indexed { idx, .. } => idx.to_string(),
+            Self::Flexible { .. } => "flexible".to_owned(),
+        }
+    }
+
+    /// The index as drbdmeta says it: `internal`, `flex-external` or the slot number.
+    #[must_use]
+    pub fn drbdmeta_index_text(&self) -> String {
+        match self {
             Self::Flexible { .. } => "flex-external".to_owned(),
+            Self::Internal | Self::Indexed { .. } => self.index_text(),
         }
     }
 }

@@ -134,11 +134,13 @@ impl Parser<'_, '_, '_> {
             _ => {
                 let error = Diagnostic::error(token.pos, format!("expected {expected}, but got {}", token.shown()));
                 match token.kind {
-                    Kind::Keyword if expected.contains("name") => {
-                        error.help(format!("'{0}' is a keyword; quote it to use it as a name: \"{0}\"", token.text))
+                    Kind::Keyword if expected.contains("name") || expected.contains("value") => {
+                        error.help(format!("'{0}' is a keyword; quote it to mean the word: \"{0}\"", token.text))
                     }
-                    Kind::Integer | Kind::Ipv4 | Kind::Ipv6 if expected.contains("name") => {
-                        error.help(format!("quote it to use it as a name: \"{}\"", token.text))
+                    Kind::Integer | Kind::Ipv4 | Kind::Ipv6
+                        if expected.contains("name") || expected.contains("value") =>
+                    {
+                        error.help(format!("quote it to mean the text: \"{}\"", token.text))
                     }
                     Kind::Stray if token.text == "'" => error.help("only double quotes quote"),
                     Kind::Stray => error.help(format!("quote a text that holds '{}'", token.text)),
