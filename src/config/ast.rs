@@ -5,6 +5,7 @@
 //! resource-level volumes into the hosts. Source: config-and-commands.md 3, 4 and 8.1.
 
 use core::net::IpAddr;
+use std::fmt;
 
 use super::diag::{Pos, Sources};
 use super::model::{Family, Global};
@@ -19,8 +20,8 @@ pub struct Name {
     pub pos: Pos,
 }
 
-/// One option.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One option. `Debug` leaves the value of a shared secret out.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Opt {
     /// Current name.
     pub name: &'static str,
@@ -32,6 +33,13 @@ pub struct Opt {
     pub pos: Pos,
     /// Where the value stands.
     pub value_pos: Pos,
+}
+
+impl fmt::Debug for Opt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.name == "shared-secret" { "***" } else { &self.value };
+        write!(f, "{} {value} at {}:{}", self.name, self.pos.line, self.pos.col)
+    }
 }
 
 /// A whole configuration as written.

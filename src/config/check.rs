@@ -1,8 +1,9 @@
 //! What needs more than one statement to see: missing and conflicting things.
 //!
-//! Takes the parsed text with resource-level volumes inherited, adds to the findings; the only thing that it changes is that
-//! a `resync-after` to an unknown resource is dropped, as drbdadm does without a terminal. Resources with syntax errors
-//! are not checked for missing things. Source: config-and-commands.md 7.2 and 7.3; the warnings are our own.
+//! Takes the parsed text with resource-level volumes inherited, adds to the findings. [`check`] is the same on every host;
+//! [`check_for_host`] holds what drbdadm looks at only for resources that have a section for the host it runs on.
+//! Resources with syntax errors are not checked for missing things. Source: config-and-commands.md 7.2 and 7.3; the
+//! warnings are our own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,8 @@ use super::expand::{self, last};
 use super::model::Family;
 use super::values::ResyncAfter;
 
-/// Runs all checks.
-pub fn check(ast: &mut Ast, diagnostics: &mut Diagnostics) {
-    resync_after(ast, diagnostics);
+/// Runs the checks that need no host.
+pub fn check(ast: &Ast, diagnostics: &mut Diagnostics) {
     let expanded = expand::expanded(ast);
     let mut seen = Seen::default();
     for (written, resource) in ast.resources.iter().zip(&expanded.resources) {
@@ -28,18 +28,34 @@ pub fn check(ast: &mut Ast, diagnostics: &mut Diagnostics) {
                 complete(resource, host, diagnostics);
             }
             same_volumes(resource, diagnostics);
-            proxies(resource, diagnostics);
-            become_primary_on(resource, &expanded, diagnostics);
             combinations(resource, diagnostics);
         }
     }
+    resync_after(ast, diagnostics);
 }
 
-/// The check that plain `dump` makes before it prints: without the common section merged in, as drbdadm does.
-pub fn check_plain_dump(ast: &Ast, diagnostics: &mut Diagnostics) {
-    for resource in &ast.resources {
-        let help = "add `allow-two-primaries;` to the net { } of this resource; plain dump does not look at the common section";
-        both_without_dual_primary(resource, help, diagnostics);
+/// What a resource is checked for; drbdadm does not look at the same things each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `dump` of what was written: the common section is not merged in.
+    PlainDump,
+    /// `dump` with everything merged in.
+    ExpandedDump,
+    /// Commands that configure something.
+    Use,
+}
+
+/// Checks one resource that has a section for this host. `ast` is as written for a plain dump, else expanded.
+pub fn check_for_host(resource: &Resource, ast: &Ast, purpose: Purpose, diagnostics: &mut Diagnostics) {
+    proxies(resource, diagnostics);
+    let dual_primary_help = if purpose == Purpose::PlainDump {
+        "add `allow-two-primaries;` to the net { } of this resource; plain dump does not look at the common section"
+    } else {
+        "add `allow-two-primaries;` to net { }, or name one host"
+    };
+    become_primary_on(resource, ast, dual_primary_help, diagnostics);
+    if purpose == Purpose::Use {
+        ambiguous_resync_after(resource, ast, diagnostics);
     }
 }
 
@@ -71,6 +87,14 @@ fn complete(resource: &Resource, host: &Host, diagnostics: &mut Diagnostics) {
         if volume.meta.is_none() {
             missing("meta-disk", &what, "add `meta-disk internal;` (or another place) here or at resource level");
         }
+    }
+    if let (Some(implicit), Some(explicit)) =
+        (host.volumes.iter().find(|v| v.implicit), host.volumes.iter().find(|v| !v.implicit))
+    {
+        let message = format!("in resource {}: you must not mix implicit and explicit volumes", resource.name.text);
+        let error = Diagnostic::error(host.pos, message).note(implicit.pos, "an implicit volume, 0");
+        let error = error.note(explicit.pos, format!("an explicit volume, {}", explicit.vnr));
+        diagnostics.push(error.help("write volume 0 { } around the statements of the implicit one"));
     }
     if let Some(proxy) = &host.proxy {
         for (keyword, address) in [("inside", &proxy.inside), ("outside", &proxy.outside)] {
@@ -201,45 +225,64 @@ pub fn host_names(ast: &Ast, resource: &str, depth: usize) -> Vec<String> {
 fn lower_exists(resource: &Resource, ast: &Ast, diagnostics: &mut Diagnostics) {
     for host in &resource.hosts {
         let HostKind::Stacked(lower) = &host.kind else { continue };
-        if lower.text == resource.name.text {
-            let error = about(resource, lower.pos, "a resource cannot be stacked on itself");
-            diagnostics.push(error.help("name the lower resource"));
-        } else if !ast.resources.iter().any(|r| r.name.text == lower.text) {
+        let Some(below) = ast.resources.iter().find(|r| r.name.text == lower.text) else {
             let error = about(resource, lower.pos, &format!("referenced resource '{}' not defined.", lower.text));
             diagnostics.push(error.help("define it, or correct the name"));
+            continue;
+        };
+        if below.name.text == resource.name.text {
+            let error = about(resource, lower.pos, "a resource cannot be stacked on itself");
+            diagnostics.push(error.help("name the lower resource"));
+        }
+        let numbers = volume_numbers(below);
+        for volume in host.volumes.iter().filter(|v| !below.damaged && !numbers.contains(&v.vnr)) {
+            let message =
+                format!("in resource {}: volume {} is not defined on {}", resource.name.text, volume.vnr, lower.text);
+            let error = Diagnostic::error(resource.close, message).note(volume.pos, "the volume is here");
+            let error = error.note(below.open, "the lower resource is here");
+            diagnostics.push(error.help("stack only volumes that the lower resource has"));
+        }
+        let implicit = below.hosts.iter().flat_map(|h| &h.volumes).find(|v| v.implicit);
+        let explicit = below.hosts.iter().flat_map(|h| &h.volumes).find(|v| v.vnr == 0 && !v.implicit);
+        for volume in host.volumes.iter().filter(|v| v.vnr == 0) {
+            let other = if volume.implicit { explicit } else { implicit };
+            if let Some(other) = other {
+                let text = "volume 0 must not be implicit in one of the stacked resources but not in the other";
+                let error = Diagnostic::error(resource.close, format!("in resource {}: {text}", resource.name.text));
+                let error = error.note(volume.pos, "one is here").note(other.pos, "the other is here");
+                diagnostics.push(error.help("write volume 0 { } in both"));
+            }
         }
     }
 }
 
+/// A proxy belongs to both ends or to none; with more than two sections nobody can say which they are.
 fn proxies(resource: &Resource, diagnostics: &mut Diagnostics) {
-    let with = resource.hosts.iter().find_map(|h| h.proxy.as_ref());
-    let without = resource.hosts.iter().find(|h| h.proxy.is_none());
-    if let (Some(proxy), Some(_)) = (with, without) {
+    if let [a, b] = resource.hosts.as_slice()
+        && let (Some(proxy), None) | (None, Some(proxy)) = (&a.proxy, &b.proxy)
+    {
         let text = "Either both 'on' sections must contain a proxy subsection, or none.";
         diagnostics.push(about(resource, proxy.pos, text).help("add the other one, or remove this one"));
     }
 }
 
-fn become_primary_on(resource: &Resource, ast: &Ast, diagnostics: &mut Diagnostics) {
-    let help = "add `allow-two-primaries;` to net { }, or name one host";
-    both_without_dual_primary(resource, help, diagnostics);
-    let names = host_names(ast, &resource.name.text, 0);
-    for name in resource.startup.become_primary_on.iter().filter(|n| n.text != "both" && !names.contains(&n.text)) {
-        let text = format!("become-primary-on contains '{}', which is not named with the 'on' sections.", name.text);
-        diagnostics.push(about(resource, name.pos, &text).help(format!(
-            "hosts of {}: {}",
-            resource.name.text,
-            names.join(", ")
-        )));
-    }
-}
-
-fn both_without_dual_primary(resource: &Resource, help: &str, diagnostics: &mut Diagnostics) {
-    let both = resource.startup.become_primary_on.iter().find(|n| n.text == "both");
-    // Only its presence counts in 8.4, not its value.
+fn become_primary_on(resource: &Resource, ast: &Ast, dual_primary_help: &str, diagnostics: &mut Diagnostics) {
+    let startup = &resource.startup;
+    // Only the presence of allow-two-primaries counts in 8.4, not its value.
+    let both = startup.become_primary_on.iter().find(|n| n.text == "both");
     if let Some(both) = both.filter(|_| last(&resource.net, "allow-two-primaries").is_none()) {
         let text = "become-primary-on is set to both, but allow-two-primaries is not set.";
-        diagnostics.push(about(resource, both.pos, text).help(help));
+        diagnostics.push(about(resource, both.pos, text).help(dual_primary_help));
+    }
+    if resource.hosts.len() != 2 {
+        // 8.4 looks at the names only where it knows the peer.
+        return;
+    }
+    let names = host_names(ast, &resource.name.text, 0);
+    for name in startup.become_primary_on.iter().filter(|n| n.text != "both" && !names.contains(&n.text)) {
+        let text = format!("become-primary-on contains '{}', which is not named with the 'on' sections.", name.text);
+        let help = format!("hosts of {}: {}", resource.name.text, names.join(", "));
+        diagnostics.push(about(resource, name.pos, &text).help(help));
     }
 }
 
@@ -290,47 +333,43 @@ fn lost_volume_options(written: &Resource, expanded: &Resource, diagnostics: &mu
     }
 }
 
-/// Resolves the names behind `resync-after`; drops those that lead nowhere.
-fn resync_after(ast: &mut Ast, diagnostics: &mut Diagnostics) {
-    let volumes: BTreeMap<String, Vec<u16>> =
-        ast.resources.iter().map(|r| (r.name.text.clone(), volume_numbers(r))).collect();
-    let mut visit = |place: &str, list: &mut Vec<Opt>| {
-        list.retain(|opt| {
-            if opt.name != "resync-after" {
-                return true;
-            }
-            let ResyncAfter::Resource { resource, volume } = ResyncAfter::from_text(&opt.value) else { return true };
-            let known = volumes.get(&resource).or_else(|| volumes.get(&opt.value));
-            let problem = match (known, volume) {
-                (None, _) => format!("resource '{resource}' mentioned in 'resync-after' option is not known."),
-                (Some(numbers), None) if numbers.len() > 1 => {
-                    let text = format!(
-                        "{place}: resync-after contains '{}', which is ambiguous, since it contains {} volumes",
-                        opt.value,
-                        numbers.len()
-                    );
-                    diagnostics.push(Diagnostic::error(opt.value_pos, text).help(format!("write {resource}/NUMBER")));
-                    return true;
-                }
-                (Some(numbers), Some(nr)) if !numbers.contains(&nr.0) => {
-                    format!("resource {resource} has no volume {nr}")
-                }
-                _ => return true,
+/// All options `resync-after` of a resource, with the name and perhaps the number that they hold.
+fn dependencies(resource: &Resource) -> impl Iterator<Item = (&Opt, String, Option<u16>)> {
+    let volumes = resource.hosts.iter().flat_map(|h| &h.volumes).chain(&resource.volumes);
+    let lists = volumes.map(|v| &v.disk_opts).chain([&resource.disk]);
+    lists.flatten().filter_map(|opt| match ResyncAfter::from_text(&opt.value) {
+        ResyncAfter::Resource { resource, volume } if opt.name == "resync-after" => {
+            Some((opt, resource, volume.map(|v| v.0)))
+        }
+        _ => None,
+    })
+}
+
+/// A `resync-after` that leads nowhere is ignored, as drbdadm does without a terminal.
+fn resync_after(ast: &Ast, diagnostics: &mut Diagnostics) {
+    let volumes: BTreeMap<_, _> = ast.resources.iter().map(|r| (r.name.text.clone(), volume_numbers(r))).collect();
+    for resource in ast.resources.iter().chain(&ast.common) {
+        for (opt, name, number) in dependencies(resource) {
+            let problem = match (volumes.get(&name), number) {
+                (None, _) => format!("resource '{name}' mentioned in 'resync-after' option is not known."),
+                (Some(numbers), Some(nr)) if !numbers.contains(&nr) => format!("resource '{name}' has no volume {nr}."),
+                _ => continue,
             };
-            let warning = Diagnostic::warning(opt.value_pos, format!("{place}: {problem} The option is ignored."));
+            let text = format!("in resource {}: {problem} The option is ignored.", resource.name.text);
+            let warning = Diagnostic::warning(opt.value_pos, text);
             diagnostics.push(warning.help("correct the name, or remove the option"));
-            false
-        });
-    };
-    if let Some(common) = &mut ast.common {
-        visit("in the common section", &mut common.disk);
+        }
     }
-    for resource in &mut ast.resources {
-        let place = format!("in resource {}", resource.name.text);
-        visit(&place, &mut resource.disk);
-        let hosts = resource.hosts.iter_mut().flat_map(|h| &mut h.volumes);
-        for volume in hosts.chain(&mut resource.volumes) {
-            visit(&place, &mut volume.disk_opts);
+}
+
+fn ambiguous_resync_after(resource: &Resource, ast: &Ast, diagnostics: &mut Diagnostics) {
+    for (opt, name, number) in dependencies(resource) {
+        let other = ast.resources.iter().find(|r| r.name.text == name);
+        let count = other.map_or(0, |r| volume_numbers(r).len());
+        if number.is_none() && count > 1 {
+            let text =
+                format!("resync-after contains '{}', which is ambiguous, since it contains {count} volumes", opt.value);
+            diagnostics.push(about(resource, opt.value_pos, &text).help(format!("write {name}/NUMBER")));
         }
     }
 }
@@ -343,7 +382,7 @@ fn volume_numbers(resource: &Resource) -> Vec<u16> {
     numbers
 }
 
-/// Whether an address of this family must be configured on this host.
+/// Whether an address of this family can be looked for on this host; others always count as being here.
 #[must_use]
 pub const fn is_verified(family: Family) -> bool {
     matches!(family, Family::Ipv4 | Family::Ipv6)

@@ -31,8 +31,8 @@ pub struct Pos {
     pub len: u32,
 }
 
-/// One file's text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One file's text. `Debug` leaves the text out, since it may hold a secret.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Source {
     /// Name for messages: as given, or the including directory joined with the pattern's match.
     pub name: String,
@@ -40,6 +40,12 @@ pub struct Source {
     pub path: String,
     /// The text.
     pub text: String,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).field("len", &self.text.len()).finish_non_exhaustive()
+    }
 }
 
 /// All files of one configuration in the order they were read.
@@ -234,7 +240,7 @@ impl Diagnostics {
     }
 }
 
-/// Why a configuration is refused. Displays as all findings, each with line and caret.
+/// Why a configuration is refused. Displays as all errors, each with line and caret; warnings can wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The texts that the findings point into.
@@ -245,14 +251,9 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut first = true;
-        for diagnostic in self.diagnostics.list() {
-            if !first {
-                writeln!(f)?;
-            }
-            first = false;
-            write!(f, "{}", diagnostic.render(&self.sources))?;
-        }
+        let errors = self.diagnostics.list().iter().filter(|d| d.severity == Severity::Error);
+        let texts: Vec<_> = errors.map(|d| d.render(&self.sources)).collect();
+        write!(f, "{}", texts.join("\n"))?;
         if self.diagnostics.errors() > ERRORS_MAX {
             write!(f, "\n... and {} more errors", self.diagnostics.errors() - ERRORS_MAX)?;
         }

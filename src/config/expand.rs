@@ -70,7 +70,10 @@ pub fn expanded(ast: &Ast) -> Ast {
         if let Some(common) = &ast.common {
             merge_common(resource, common);
         }
-        let Resource { disk, volumes, hosts, .. } = resource;
+        let Resource { disk, volumes, hosts, proxy: options, .. } = resource;
+        for proxy in hosts.iter_mut().filter_map(|h| h.proxy.as_mut()) {
+            merge_proxy(&mut proxy.options, options);
+        }
         for volume in hosts.iter_mut().flat_map(|h| &mut h.volumes) {
             merge(&mut volume.disk_opts, disk);
             if let Some(from) = volumes.iter().find(|v| v.vnr == volume.vnr) {

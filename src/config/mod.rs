@@ -40,8 +40,10 @@ pub use parser::{Loader, NoFiles};
 pub use resolve::{Link, LocalNode, ResolveError};
 
 use ast::Ast;
+use check::Purpose;
 use diag::{Diagnostic, Diagnostics, Source};
 use dump::Relation;
+use values::ResyncAfter;
 
 /// A configuration without errors: what was written, and what it means.
 #[derive(Clone, Debug)]
@@ -101,7 +103,7 @@ pub fn parse_text(name: &str, text: &str) -> Result<Document, Box<Report>> {
 fn finish(inputs: Vec<Source>, loader: &mut dyn Loader) -> Result<Document, Box<Report>> {
     let (mut ast, mut diagnostics) = parser::parse(inputs, loader);
     expand::inherit_volumes(&mut ast);
-    check::check(&mut ast, &mut diagnostics);
+    check::check(&ast, &mut diagnostics);
     if diagnostics.errors() > 0 {
         return Err(Box::new(Report { sources: ast.sources, diagnostics }));
     }
@@ -135,16 +137,59 @@ impl Document {
         &self.ast
     }
 
+    /// The checks that drbdadm makes for the resources of the host it runs on, and the view of this host: all resources with
+    /// a section for it, in file order.
+    ///
+    /// # Errors
+    /// Several sections are this host's; `become-primary-on` with unknown names or without `allow-two-primaries`; a proxy on
+    /// one side only; an ambiguous `resync-after`.
+    pub fn resolve_all(&self, node: &LocalNode<'_>) -> Result<Vec<ResolvedResource>, Box<Report>> {
+        self.relations(&expand::expanded(&self.ast), Purpose::Use, node)?;
+        // Cannot fail any more: relations() has reported the only reason.
+        Ok(self.config.resolve_all(node).unwrap_or_default())
+    }
+
+    /// How each resource relates to this host; runs the checks for it.
+    fn relations(&self, ast: &Ast, purpose: Purpose, node: &LocalNode<'_>) -> Result<Vec<Relation>, Box<Report>> {
+        let mut diagnostics = Diagnostics::default();
+        let mut relations = Vec::with_capacity(ast.resources.len());
+        for (typed, written) in self.config.resources.iter().zip(&ast.resources) {
+            let section = self.config.section_for(typed, node).unwrap_or_else(|error| {
+                let mut places = error.sections().iter().filter_map(|index| Some(written.hosts.get(*index)?.pos));
+                let first = places.next().unwrap_or(written.open);
+                let last = places.next_back().unwrap_or(first);
+                let error = Diagnostic::error(last, error.to_string()).note(first, "the first one is here");
+                diagnostics.push(error.help("leave one section for this host"));
+                None
+            });
+            let mine = section.and_then(|index| typed.hosts.get(index));
+            if mine.is_some() {
+                check::check_for_host(written, ast, purpose, &mut diagnostics);
+            }
+            let stacked = mine.is_some_and(|h| matches!(h.kind, model::HostKind::Stacked { .. }));
+            relations.push(Relation { ignored: mine.is_none(), stacked });
+        }
+        self.report(diagnostics).map(|()| relations)
+    }
+
+    fn report(&self, diagnostics: Diagnostics) -> Result<(), Box<Report>> {
+        if diagnostics.errors() == 0 {
+            return Ok(());
+        }
+        Err(Box::new(Report { sources: self.ast.sources.clone(), diagnostics }))
+    }
+
     /// `drbdadm dump`: everything, as written. `expanded` merges the common section and resource options first
     /// (`dump -d`, `dump -v`); `verbose` prints `global { }` even when it is empty (`-v`).
     ///
     /// # Errors
-    /// Plain `dump` refuses `become-primary-on both` whose `allow-two-primaries` is in the common section, as drbdadm does.
+    /// As [`Self::resolve_all`]. The plain form also refuses `become-primary-on both` whose `allow-two-primaries` is in the
+    /// common section, as drbdadm does.
     pub fn dump(&self, node: &LocalNode<'_>, expanded: bool, verbose: bool) -> Result<String, Box<Report>> {
-        let ast = self.printed(expanded)?;
+        let (ast, relations) = self.printed(node, expanded)?;
         let mut out = dump::head(&ast, verbose);
-        for index in 0..ast.resources.len() {
-            out.push_str(&self.dump_one(&ast, index, node));
+        for (resource, relation) in ast.resources.iter().zip(relations) {
+            out.push_str(&dump::resource(&ast, resource, node.name, relation));
         }
         Ok(out)
     }
@@ -159,28 +204,33 @@ impl Document {
         node: &LocalNode<'_>,
         expanded: bool,
     ) -> Result<Option<String>, Box<Report>> {
-        let ast = self.printed(expanded)?;
-        let index = ast.resources.iter().position(|r| r.name.text == name);
-        Ok(index.map(|index| self.dump_one(&ast, index, node)))
+        let (ast, relations) = self.printed(node, expanded)?;
+        let found = ast.resources.iter().zip(relations).find(|(resource, _)| resource.name.text == name);
+        Ok(found.map(|(resource, relation)| dump::resource(&ast, resource, node.name, relation)))
     }
 
-    fn printed(&self, expanded: bool) -> Result<Ast, Box<Report>> {
-        if expanded {
-            return Ok(expand::expanded(&self.ast));
+    /// What is printed: a resource's own `resync-after` to a resource that is not this host's is left out, as in 8.4.
+    fn printed(&self, node: &LocalNode<'_>, expanded: bool) -> Result<(Ast, Vec<Relation>), Box<Report>> {
+        let mut ast = if expanded { expand::expanded(&self.ast) } else { self.ast.clone() };
+        let purpose = if expanded { Purpose::ExpandedDump } else { Purpose::PlainDump };
+        let relations = self.relations(&ast, purpose, node)?;
+        let known: Vec<String> = ast
+            .resources
+            .iter()
+            .zip(&relations)
+            .filter(|(_, r)| !r.ignored)
+            .map(|(r, _)| r.name.text.clone())
+            .collect();
+        for resource in &mut ast.resources {
+            resource.disk.retain(|opt| {
+                opt.name != "resync-after"
+                    || match ResyncAfter::from_text(&opt.value) {
+                        ResyncAfter::Resource { resource, .. } => known.contains(&resource),
+                        ResyncAfter::Nothing | ResyncAfter::Minor(_) => true,
+                    }
+            });
         }
-        let mut diagnostics = Diagnostics::default();
-        check::check_plain_dump(&self.ast, &mut diagnostics);
-        if diagnostics.errors() > 0 {
-            return Err(Box::new(Report { sources: self.ast.sources.clone(), diagnostics }));
-        }
-        Ok(self.ast.clone())
-    }
-
-    fn dump_one(&self, ast: &Ast, index: usize, node: &LocalNode<'_>) -> String {
-        let typed = &self.config.resources[index];
-        let mine = self.config.section_for(typed, node).ok().flatten().and_then(|i| typed.hosts.get(i));
-        let stacked = mine.is_some_and(|h| matches!(h.kind, model::HostKind::Stacked { .. }));
-        dump::resource(ast, &ast.resources[index], node.name, Relation { ignored: mine.is_none(), stacked })
+        Ok((ast, relations))
     }
 
     /// Checks that this host's own addresses are configured on it, unless `disable-ip-verification` is set; only for normal
@@ -209,9 +259,6 @@ impl Document {
             let error = Diagnostic::error(place.pos, message);
             diagnostics.push(error.help("configure the address, or correct the host name of the section"));
         }
-        if diagnostics.errors() > 0 {
-            return Err(Box::new(Report { sources: self.ast.sources.clone(), diagnostics }));
-        }
-        Ok(())
+        self.report(diagnostics)
     }
 }

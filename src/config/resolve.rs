@@ -2,8 +2,8 @@
 //!
 //! Takes the model and who this host is ([`LocalNode`]); gives [`ResolvedResource`]s in which nothing depends on names of
 //! other resources or hosts any more. A section is this host's by one of its names (exactly, as 8.4 compares), a
-//! `floating` one by its address, a stacked one through the lower resource. A name match wins over an address match, so
-//! that `--hostname 127.0.0.2` picks one of two floating sections that are both on this machine.
+//! `floating` one by its address, a stacked one through the lower resource. `--hostname 127.0.0.2` picks one of two
+//! floating sections that are both on this machine.
 //! Source: config-and-commands.md 1.2, 6 (rules 9 and 10) and 7.3.
 
 use core::net::IpAddr;
@@ -11,6 +11,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::check::is_verified;
 use super::model::{
     Address, AfterSb0Pri, Config, Host, HostKind, MetaDisk, ResolvedResource, Resource, ResyncAfter, Volume,
 };
@@ -62,6 +63,8 @@ pub enum ResolveError {
         resource: String,
         /// The sections.
         sections: String,
+        /// Their indexes in the resource.
+        indexes: Vec<usize>,
         /// This host.
         me: String,
     },
@@ -92,6 +95,17 @@ pub enum ResolveError {
         /// What is wrong with it.
         problem: &'static str,
     },
+}
+
+impl ResolveError {
+    /// Indexes of the host sections that it is about.
+    #[must_use]
+    pub fn sections(&self) -> &[usize] {
+        match self {
+            Self::ManyForMe { indexes, .. } => indexes,
+            _ => &[],
+        }
+    }
 }
 
 fn hint(hosts: &[String], me: &str) -> String {
@@ -147,16 +161,22 @@ impl Config {
         let pick = |wanted: &dyn Fn(&Host) -> bool| -> Vec<usize> {
             res.hosts.iter().enumerate().filter(|(_, h)| wanted(h)).map(|(i, _)| i).collect()
         };
-        let mut found = pick(&|h| match &h.kind {
-            HostKind::On(names) => names.iter().any(|n| n == node.name),
-            HostKind::Floating => h.address.host_text() == node.name || h.address.floating_name() == node.name,
-            HostKind::Stacked { lower, .. } => {
-                depth < STACK_DEPTH_MAX
-                    && self.resource(lower).is_some_and(|l| matches!(self.section_at(l, node, depth + 1), Ok(Some(_))))
-            }
+        // A node name that is an address means that floating section alone, even if other addresses are local too.
+        let mut found = pick(&|h| {
+            h.kind == HostKind::Floating
+                && (h.address.host_text() == node.name || h.address.floating_name() == node.name)
         });
         if found.is_empty() {
-            found = pick(&|h| h.kind == HostKind::Floating && (node.has_address)(&h.address.ip));
+            found = pick(&|h| match &h.kind {
+                HostKind::On(names) => names.iter().any(|n| n == node.name),
+                HostKind::Floating => !is_verified(h.address.family) || (node.has_address)(&h.address.ip),
+                HostKind::Stacked { lower, .. } => {
+                    depth < STACK_DEPTH_MAX
+                        && self
+                            .resource(lower)
+                            .is_some_and(|l| matches!(self.section_at(l, node, depth + 1), Ok(Some(_))))
+                }
+            });
         }
         match found.as_slice() {
             [] => Ok(None),
@@ -168,6 +188,7 @@ impl Config {
                     .map(|i| format!("on {} {{ ... }}", res.hosts[*i].name()))
                     .collect::<Vec<_>>()
                     .join(" "),
+                indexes: many.to_vec(),
                 me: node.name.to_owned(),
             }),
         }

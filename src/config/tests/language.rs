@@ -381,7 +381,17 @@ fn the_model_survives_json() {
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config, "{json}");
     }
-    assert!(!format!("{:?}", config(CLASSIC)).contains("my-secret"));
+}
+
+#[test]
+fn the_secret_shows_in_no_debug_text_and_in_no_error() {
+    let document = document(CLASSIC);
+    assert!(!format!("{document:?}").contains("my-secret"));
+    let broken = CLASSIC.replace("cram-hmac-alg sha1; shared-secret", "cram-hmac-alg sha1 shared-secret");
+    let report = parse_text("t.conf", &broken).unwrap_err();
+    let text = report.to_string();
+    assert!(text.contains("expected ';' before 'shared-secret'") && text.contains("\"*********\""), "{text}");
+    assert!(!text.contains("my-secret") && !format!("{report:?}").contains("my-secret"), "{report:?}");
 }
 
 /// The back-end commands that drbdadm 8.4 would run, against our view of the same file.
