@@ -65,7 +65,10 @@ const fn err(code: u16) -> CommandError {
 impl Engine {
     /// An operator command.
     pub(crate) fn on_command(&mut self, id: CommandId, v: VolumeNr, command: Command) {
-        let connection_wide = matches!(command, Command::Connect(_) | Command::Disconnect { .. } | Command::NetOptions(_) | Command::NewVolume(_));
+        let connection_wide = matches!(
+            command,
+            Command::Connect(_) | Command::Disconnect { .. } | Command::NetOptions(_) | Command::NewVolume(_)
+        );
         if !connection_wide && !self.volumes.contains_key(&v) {
             return self.command_done(id, Err(err(127)));
         }
@@ -81,13 +84,21 @@ impl Engine {
             },
             Command::Detach { force } => return self.start_command(id, v, Job::Detach { force }),
             Command::Connect(opts) => self.connect(*opts),
-            Command::Disconnect { force } => return self.start_command(id, v, Job::Disconnect { force, outdated: false }),
+            Command::Disconnect { force } => {
+                return self.start_command(id, v, Job::Disconnect { force, outdated: false });
+            }
             Command::Primary { force } => {
                 self.request_ping();
                 return self.start_command(id, v, Job::Primary { force, forced: false, tries: 0, waited: false });
             }
             Command::Secondary => return self.start_command(id, v, Job::Secondary),
-            Command::Outdate => return self.start_command(id, v, Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true }),
+            Command::Outdate => {
+                return self.start_command(
+                    id,
+                    v,
+                    Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true },
+                );
+            }
             Command::Invalidate => return self.invalidate(id, v),
             Command::InvalidateRemote => return self.invalidate_remote(id, v),
             Command::NewCurrentUuid { clear_bitmap } => match self.admin_new_current_uuid(v, clear_bitmap) {
@@ -141,7 +152,8 @@ impl Engine {
 
     /// Runs the commands again that wait for a change.
     pub(crate) fn recheck(&mut self) {
-        let (ready, rest) = std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Change);
+        let (ready, rest) =
+            std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Change);
         self.commands = rest;
         for pending in ready {
             self.run(pending, None);
@@ -150,7 +162,8 @@ impl Engine {
 
     /// The retry timer of commands fired.
     pub(crate) fn on_command_timer(&mut self) {
-        let (ready, rest) = std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
+        let (ready, rest) =
+            std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
         self.commands = rest;
         for pending in ready {
             self.run(pending, None);
@@ -198,7 +211,8 @@ impl Engine {
             None => {
                 let ctx = self.state_context(v);
                 let old = self.state(v);
-                let wide = plan(&old, change, ChangeMode::Hard, &ctx).is_ok_and(|p| !p.nothing && is_cluster_wide(&old, &p.new));
+                let wide = plan(&old, change, ChangeMode::Hard, &ctx)
+                    .is_ok_and(|p| !p.nothing && is_cluster_wide(&old, &p.new));
                 if wide {
                     if let Err(code) = self.check_cluster_wide(v, change) {
                         return Attempt::Refused(code);
@@ -220,7 +234,8 @@ impl Engine {
 
     /// The peer answered a question.
     pub(crate) fn on_answer(&mut self, v: VolumeNr, connection: bool, code: i32) {
-        let Some(question) = self.conn.question.filter(|q| q.connection == connection && (connection || q.volume == v)) else {
+        let Some(question) = self.conn.question.filter(|q| q.connection == connection && (connection || q.volume == v))
+        else {
             return self.peer_error("P_STATE_CHG_REPLY", String::from("nothing was asked"));
         };
         self.conn.question = None;
@@ -267,7 +282,10 @@ impl Engine {
                     return self.wait(pending, Wait::Change);
                 }
                 Attempt::Refused(StateResult::NoUpToDateDisk)
-                    if !*forced && answer.is_none() && ((*force && disk >= DiskState::Inconsistent && disk < DiskState::UpToDate) || disk == DiskState::Consistent) =>
+                    if !*forced
+                        && answer.is_none()
+                        && ((*force && disk >= DiskState::Inconsistent && disk < DiskState::UpToDate)
+                            || disk == DiskState::Consistent) =>
                 {
                     // Without a fencing policy a consistent disk may be considered good.
                     *forced = *force || disk == DiskState::Consistent;
@@ -407,7 +425,11 @@ impl Engine {
         let Job::Disconnect { force, outdated } = &mut pending.job else { return };
         if self.conn.opts.is_none() && self.conn.state == ConnState::StandAlone {
             // Done, if it was this command's doing; else there was nothing to disconnect.
-            let result = if self.conn.disconnect_expected { Ok(()) } else { Err(CommandError::Code { code: 162, detail: String::from("unknown connection") }) };
+            let result = if self.conn.disconnect_expected {
+                Ok(())
+            } else {
+                Err(CommandError::Code { code: 162, detail: String::from("unknown connection") })
+            };
             self.conn.disconnect_expected = false;
             return self.command_done(id, result);
         }
@@ -433,7 +455,10 @@ impl Engine {
                     if *outdated {
                         for v in self.volume_numbers() {
                             if self.state(v).disk > DiskState::Outdated {
-                                self.force(v, &StateChange::NONE.conn(ConnState::Disconnecting).disk(DiskState::Outdated));
+                                self.force(
+                                    v,
+                                    &StateChange::NONE.conn(ConnState::Disconnecting).disk(DiskState::Outdated),
+                                );
                             }
                         }
                     }
@@ -466,7 +491,10 @@ impl Engine {
         self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection });
         self.conn.disconnect_expected = true;
         let (mask, val) = (change.mask(), change.val());
-        self.send_data(v, if connection { Packet::ConnStChgReq { mask, val } } else { Packet::StateChgReq { mask, val } });
+        self.send_data(
+            v,
+            if connection { Packet::ConnStChgReq { mask, val } } else { Packet::StateChgReq { mask, val } },
+        );
         self.wait(pending, Wait::Answer);
     }
 
@@ -510,7 +538,10 @@ impl Engine {
 
     fn del_volume(&mut self, v: VolumeNr) -> Result<(), CommandError> {
         let Some(vol) = self.volumes.get(&v) else { return Err(err(127)) };
-        let idle = vol.state.disk == DiskState::Diskless && vol.disk.is_none() && vol.state.role == Role::Secondary && vol.open_count == 0;
+        let idle = vol.state.disk == DiskState::Diskless
+            && vol.disk.is_none()
+            && vol.state.role == Role::Secondary
+            && vol.open_count == 0;
         if !idle || self.conn.link.is_some() {
             return Err(err(160));
         }
@@ -551,7 +582,11 @@ impl Engine {
             }
             return self.set_all_and_write(id, v);
         }
-        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true });
+        self.start_command(
+            id,
+            v,
+            Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true },
+        );
     }
 
     fn invalidate_remote(&mut self, id: CommandId, v: VolumeNr) {
@@ -569,7 +604,11 @@ impl Engine {
             }
             return self.set_all_and_write(id, v);
         }
-        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true });
+        self.start_command(
+            id,
+            v,
+            Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true },
+        );
     }
 
     fn set_all_and_write(&mut self, id: CommandId, v: VolumeNr) {
@@ -611,7 +650,9 @@ impl Engine {
         let random = self.rng.gen_id();
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         let state = vol.state;
-        let Some(disk) = vol.disk.as_mut().filter(|_| state.disk >= DiskState::Inconsistent) else { return Err(err(138)) };
+        let Some(disk) = vol.disk.as_mut().filter(|_| state.disk >= DiskState::Inconsistent) else {
+            return Err(err(138));
+        };
         let just_created = disk.sb.current.masked() == crate::units::GenId::JUST_CREATED.0;
         let skip_sync = state.conn == ConnState::Connected && version >= 90 && just_created && clear_bitmap;
         if state.conn != ConnState::StandAlone && !skip_sync {

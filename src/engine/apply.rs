@@ -48,7 +48,12 @@ impl Engine {
     }
 
     /// Plans and makes a change of one volume.
-    pub(crate) fn change(&mut self, v: VolumeNr, change: &StateChange, mode: ChangeMode) -> Result<StateResult, StateResult> {
+    pub(crate) fn change(
+        &mut self,
+        v: VolumeNr,
+        change: &StateChange,
+        mode: ChangeMode,
+    ) -> Result<StateResult, StateResult> {
         let Some(vol) = self.volumes.get(&v) else { return Err(StateResult::UnknownError) };
         let planned = plan(&vol.state, change, mode, &self.state_context(v))?;
         if planned.nothing {

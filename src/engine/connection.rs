@@ -369,7 +369,10 @@ impl Engine {
         let flags = flags
             .with_if(UuidFlags::DISCARD_MY_DATA, vol.discard_my_data)
             .with_if(UuidFlags::CRASHED_PRIMARY, vol.crashed_primary)
-            .with_if(UuidFlags::INCONSISTENT, vol.attach_disk == DiskState::Inconsistent && vol.state.disk == DiskState::Negotiating);
+            .with_if(
+                UuidFlags::INCONSISTENT,
+                vol.attach_disk == DiskState::Inconsistent && vol.state.disk == DiskState::Negotiating,
+            );
         Some(Packet::Uuids(Uuids {
             current: disk.sb.current,
             bitmap: disk.sb.bitmap,
@@ -398,7 +401,8 @@ impl Engine {
         if self.conn.link.is_none() || self.conn.state < ConnState::WfReportParams {
             return;
         }
-        let settled = self.volumes.get(&v).is_some_and(|vol| vol.md.is_idle() && vol.disk.as_ref().is_some_and(|d| !d.sb_dirty));
+        let settled =
+            self.volumes.get(&v).is_some_and(|vol| vol.md.is_idle() && vol.disk.as_ref().is_some_and(|d| !d.sb_dirty));
         if settled && self.conn.hold == 0 {
             self.send_uuids_now(v);
         } else {
@@ -446,7 +450,9 @@ impl Engine {
 
     /// Cleans up after a link, whatever ended it (behaviour.md 6.6), and starts over or stops.
     pub(crate) fn end_link(&mut self, end: LinkEnd) {
-        if self.conn.state == ConnState::StandAlone || (end == LinkEnd::Restart && self.conn.state == ConnState::WfConnection) {
+        if self.conn.state == ConnState::StandAlone
+            || (end == LinkEnd::Restart && self.conn.state == ConnState::WfConnection)
+        {
             return;
         }
         let had_link = self.conn.link.take();
@@ -624,7 +630,10 @@ impl Engine {
         let oldest_request = self
             .requests
             .iter()
-            .filter(|(_, r)| r.net == super::request::Side::Pending && r.ack != AckDue::None || r.kind == super::request::Kind::Read && r.net == super::request::Side::Pending)
+            .filter(|(_, r)| {
+                r.net == super::request::Side::Pending && r.ack != AckDue::None
+                    || r.kind == super::request::Kind::Read && r.net == super::request::Side::Pending
+            })
             .map(|(_, r)| r.started)
             .min();
         let unsent = (self.conn.data_queued > self.conn.data_sent).then_some(self.conn.sent_progress);
@@ -645,7 +654,11 @@ impl Engine {
             "Remote failed to answer a P_BARRIER"
         };
         let waited = self.now.since(oldest).as_millis();
-        self.log(Level::Warn, None, format!("{what} within {waited}ms > ko-count * timeout ({}ms)", timeout.as_millis()));
+        self.log(
+            Level::Warn,
+            None,
+            format!("{what} within {waited}ms > ko-count * timeout ({}ms)", timeout.as_millis()),
+        );
         self.drop_link(ConnState::Timeout);
     }
 

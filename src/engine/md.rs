@@ -95,7 +95,10 @@ impl Engine {
             job.done.extend(done);
             return;
         }
-        self.md_push(v, Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true });
+        self.md_push(
+            v,
+            Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true },
+        );
     }
 
     /// Queues the write-out of all changed bitmap pages, then (if anything must follow) a superblock.
@@ -274,4 +277,3 @@ impl Engine {
         self.md_run(v);
     }
 }
-

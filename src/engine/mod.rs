@@ -163,7 +163,11 @@ impl Engine {
             if std::mem::take(&mut self.recheck_commands) && !self.commands.is_empty() {
                 self.recheck();
             }
-            if self.effects.is_empty() && self.resync_kick.is_empty() && !self.recheck_commands && self.conn.end.is_none() {
+            if self.effects.is_empty()
+                && self.resync_kick.is_empty()
+                && !self.recheck_commands
+                && self.conn.end.is_none()
+            {
                 break;
             }
         }
@@ -190,7 +194,11 @@ impl Engine {
         let kind = packet.kind();
         if kind.row().scope == Scope::Volume && !self.volumes.contains_key(&v) {
             if peer_state::is_parameter(&packet) {
-                return self.log(Level::Warn, None, format!("{} for volume {v}, which is not configured here; ignored", kind.name()));
+                return self.log(
+                    Level::Warn,
+                    None,
+                    format!("{} for volume {v}, which is not configured here; ignored", kind.name()),
+                );
             }
             return self.peer_error(kind.name(), format!("for volume {v}, which is not configured here"));
         }
@@ -217,9 +225,13 @@ impl Engine {
             Packet::UnplugRemote => self.on_unplug(),
             Packet::RecvAck(p) => self.on_write_ack(v, &p, "P_RECV_ACK", AckKind::Received),
             Packet::WriteAck(p) => self.on_write_ack(v, &p, "P_WRITE_ACK", AckKind::Written),
-            Packet::RsWriteAck(p) if p.block_id == crate::units::BlockId::SYNCER => self.on_rs_write_ack(v, p.sector, p.blksize),
+            Packet::RsWriteAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
+                self.on_rs_write_ack(v, p.sector, p.blksize)
+            }
             Packet::RsWriteAck(p) => self.on_write_ack(v, &p, "P_RS_WRITE_ACK", AckKind::InSync),
-            Packet::NegAck(p) if p.block_id == crate::units::BlockId::SYNCER => self.on_rs_neg_ack(v, p.sector, p.blksize),
+            Packet::NegAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
+                self.on_rs_neg_ack(v, p.sector, p.blksize)
+            }
             Packet::NegAck(p) => self.on_write_ack(v, &p, "P_NEG_ACK", AckKind::Negative),
             Packet::DataRequest(p) => self.on_data_request(v, &p),
             Packet::DataReply(p) => {
@@ -256,7 +268,9 @@ impl Engine {
             | Packet::InitialMeta
             | Packet::ConnectionFeatures(_)
             | Packet::AuthChallenge(_)
-            | Packet::AuthResponse(_) => self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now")),
+            | Packet::AuthResponse(_) => {
+                self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now"))
+            }
         }
     }
 
@@ -265,7 +279,10 @@ impl Engine {
             Some(range) if range.end().0 <= self.size_of(v).0 => {
                 self.set_bits(v, range);
             }
-            _ => self.peer_error("P_OUT_OF_SYNC", format!("sector {}+{} bytes is not inside the device", p.sector, p.blksize)),
+            _ => self.peer_error(
+                "P_OUT_OF_SYNC",
+                format!("sector {}+{} bytes is not inside the device", p.sector, p.blksize),
+            ),
         }
     }
 

@@ -157,7 +157,9 @@ impl Engine {
             // An empty write is a flush request of old peers; acknowledged like a write of size 0.
             return self.on_empty_write(v, &p);
         }
-        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else { return };
+        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else {
+            return;
+        };
         if let Some(alg) = self.conn.peer_integrity {
             let digest = alg.digest(&[&p.payload]);
             if digest != p.digest {
@@ -173,7 +175,9 @@ impl Engine {
     /// A replicated discard or write-zeroes.
     pub(crate) fn on_trim(&mut self, v: VolumeNr, p: &Trim, zeroes: bool) {
         let name = if zeroes { "P_ZEROES" } else { "P_TRIM" };
-        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else { return };
+        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else {
+            return;
+        };
         let wzeroes = FeatureFlags(self.conn.features).has(FeatureFlags::WZEROES);
         // Without P_ZEROES a sender may mean either; zeroes are right for both.
         let io = if zeroes {
@@ -226,7 +230,9 @@ impl Engine {
 
     /// A read of the peer's application.
     pub(crate) fn on_data_request(&mut self, v: VolumeNr, p: &BlockReq) {
-        let Some(range) = self.checked_range(v, "P_DATA_REQUEST", SectorRange::from_bytes(p.sector, u64::from(p.blksize))) else {
+        let Some(range) =
+            self.checked_range(v, "P_DATA_REQUEST", SectorRange::from_bytes(p.sector, u64::from(p.blksize)))
+        else {
             return;
         };
         if self.state(v).disk != DiskState::UpToDate {
@@ -259,7 +265,15 @@ impl Engine {
         self.accept(v, kind, range, BlockId::SYNCER, None, None);
     }
 
-    fn accept(&mut self, v: VolumeNr, kind: PeerKind, range: SectorRange, block_id: BlockId, io: Option<WriteIo>, epoch: Option<u64>) {
+    fn accept(
+        &mut self,
+        v: VolumeNr,
+        kind: PeerKind,
+        range: SectorRange,
+        block_id: BlockId,
+        io: Option<WriteIo>,
+        epoch: Option<u64>,
+    ) {
         self.rx.arrivals += 1;
         let request = PeerRequest {
             volume: v,
@@ -324,7 +338,11 @@ impl Engine {
         if (resync_read || write) && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
-        if write { self.submit_peer_write(key) } else { self.submit_peer_read(key) }
+        if write {
+            self.submit_peer_write(key)
+        } else {
+            self.submit_peer_read(key)
+        }
         true
     }
 
@@ -436,7 +454,10 @@ impl Engine {
         if let Err(failure) = &result {
             self.set_bits(v, range);
             if !failure.unsupported {
-                self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
+                self.log_error(
+                    v,
+                    format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
+                );
             }
         }
         let failed = result.as_ref().is_err_and(|f| !f.unsupported);
@@ -588,7 +609,14 @@ impl Engine {
     }
 
     /// Sends a block acknowledgement with the next sequence number.
-    pub(crate) fn send_ack(&mut self, v: VolumeNr, sector: crate::units::Sector, block_id: BlockId, blksize: u32, kind: fn(BlockAck) -> Packet) {
+    pub(crate) fn send_ack(
+        &mut self,
+        v: VolumeNr,
+        sector: crate::units::Sector,
+        block_id: BlockId,
+        blksize: u32,
+        kind: fn(BlockAck) -> Packet,
+    ) {
         if self.conn.link.is_none() {
             return;
         }

@@ -30,7 +30,8 @@ use crate::wire::state::{ConnState, DiskState, Role};
 /// Largest part, in bytes, whatever the peer takes: the size of a replicated request from version 100 on.
 const PART_BYTES_MAX: u64 = crate::limits::REQUEST_BYTES_MAX_V100 as u64;
 /// Zeroes for peers that take no zero or discard packets.
-static ZEROES: [u8; crate::limits::REQUEST_BYTES_MAX_V100 as usize] = [0; crate::limits::REQUEST_BYTES_MAX_V100 as usize];
+static ZEROES: [u8; crate::limits::REQUEST_BYTES_MAX_V100 as usize] =
+    [0; crate::limits::REQUEST_BYTES_MAX_V100 as usize];
 
 /// What a part does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +132,9 @@ impl Engine {
             ClientRequest::Read(range) => (Kind::Read, range, SmallVec::new()),
             ClientRequest::Write { range, data, fua } => (Kind::Write { fua }, range, data),
             ClientRequest::Discard(range) => (Kind::Discard, range, SmallVec::new()),
-            ClientRequest::WriteZeroes { range, may_unmap, fua } => (Kind::Zeroes { may_unmap, fua }, range, SmallVec::new()),
+            ClientRequest::WriteZeroes { range, may_unmap, fua } => {
+                (Kind::Zeroes { may_unmap, fua }, range, SmallVec::new())
+            }
         };
         if !inside(range) {
             return self.complete_now(id, Err(ClientError::OutOfRange));
@@ -141,7 +144,9 @@ impl Engine {
         }
         let parts: SmallVec<[(SectorRange, Option<Bytes>); 1]> = if matches!(kind, Kind::Write { .. }) {
             let total: u64 = pieces.iter().map(|p| p.len() as u64).sum();
-            if total != range.bytes() || pieces.iter().any(|p| p.is_empty() || !(p.len() as u64).is_multiple_of(SECTOR_SIZE)) {
+            if total != range.bytes()
+                || pieces.iter().any(|p| p.is_empty() || !(p.len() as u64).is_multiple_of(SECTOR_SIZE))
+            {
                 return self.complete_now(id, Err(ClientError::OutOfRange));
             }
             let mut at = range.start.0;
@@ -253,12 +258,13 @@ impl Engine {
         if let Some(request) = self.requests.get_mut(key)
             && request.range.count.0 > max
         {
-            let rest = SectorRange {
-                start: Sector(request.range.start.0 + max),
-                count: Sectors(request.range.count.0 - max),
-            };
+            let rest =
+                SectorRange { start: Sector(request.range.start.0 + max), count: Sectors(request.range.count.0 - max) };
             request.range.count = Sectors(max);
-            let data = request.data.as_mut().map(|d| d.split_off(usize::try_from(max * SECTOR_SIZE).unwrap_or(usize::MAX).min(d.len())));
+            let data = request
+                .data
+                .as_mut()
+                .map(|d| d.split_off(usize::try_from(max * SECTOR_SIZE).unwrap_or(usize::MAX).min(d.len())));
             let rest = self.new_part(master, v, kind, rest, data);
             if let Some(m) = self.masters.get_mut(master) {
                 m.parts += 1;
@@ -470,10 +476,18 @@ impl Engine {
             _ => {
                 let fua = matches!(kind, Kind::Write { fua: true } | Kind::Zeroes { fua: true, .. });
                 let payload = request.data.clone().unwrap_or_else(|| {
-                    Bytes::from_static(&ZEROES).slice(..usize::try_from(range.bytes()).unwrap_or(usize::MAX).min(ZEROES.len()))
+                    Bytes::from_static(&ZEROES)
+                        .slice(..usize::try_from(range.bytes()).unwrap_or(usize::MAX).min(ZEROES.len()))
                 });
                 let digest = digest_alg.map(|alg| alg.digest(&[&payload])).unwrap_or_default();
-                Packet::Data(Data { sector, block_id, seq, flags: dp.with_if(DpFlags::FUA, fua && flags), digest, payload })
+                Packet::Data(Data {
+                    sector,
+                    block_id,
+                    seq,
+                    flags: dp.with_if(DpFlags::FUA, fua && flags),
+                    digest,
+                    payload,
+                })
             }
         };
         self.send_data(v, packet);
@@ -516,7 +530,10 @@ impl Engine {
                 self.set_bits(v, range);
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
-                    self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
+                    self.log_error(
+                        v,
+                        format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
+                    );
                     self.on_io_error(v);
                 }
             }
@@ -645,7 +662,8 @@ impl Engine {
 
     fn start_read(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
-        let (v, range, tried_local, tried_remote) = (request.volume, request.range, request.tried_local, request.tried_remote);
+        let (v, range, tried_local, tried_remote) =
+            (request.volume, request.range, request.tried_local, request.tried_remote);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let state = vol.state;
         let local = !tried_local
@@ -712,11 +730,13 @@ impl Engine {
 
     /// The peer answered a read: with data, or with a refusal.
     pub(crate) fn on_read_reply(&mut self, v: VolumeNr, sector: Sector, id: BlockId, data: Option<Bytes>) {
-        let known = self.requests.get(id.0).filter(|r| {
-            r.kind == Kind::Read && r.volume == v && r.range.start == sector && r.net == Side::Pending
-        });
+        let known = self
+            .requests
+            .get(id.0)
+            .filter(|r| r.kind == Kind::Read && r.volume == v && r.range.start == sector && r.net == Side::Pending);
         let Some(request) = known else {
-            return self.peer_error("P_DATA_REPLY", format!("no read of sector {sector} with id {:#x} is waiting", id.0));
+            return self
+                .peer_error("P_DATA_REPLY", format!("no read of sector {sector} with id {:#x} is waiting", id.0));
         };
         let bytes = request.range.bytes();
         if data.as_ref().is_some_and(|d| d.len() as u64 != bytes) {
@@ -743,9 +763,10 @@ impl Engine {
     /// An acknowledgement for a replicated write.
     pub(crate) fn on_write_ack(&mut self, v: VolumeNr, ack: &BlockAck, name: &'static str, how: AckKind) {
         let key = ack.block_id.0;
-        let known = self.requests.get(key).filter(|r| {
-            r.volume == v && r.epoch.is_some() && !r.retired && r.range.start == ack.sector
-        });
+        let known = self
+            .requests
+            .get(key)
+            .filter(|r| r.volume == v && r.epoch.is_some() && !r.retired && r.range.start == ack.sector);
         let Some(request) = known else {
             if how == AckKind::Negative {
                 // Protocol A and B: the write may be long completed; its blocks are marked all the same.
@@ -786,9 +807,7 @@ impl Engine {
             // At once: a bitmap exchange may follow before the epoch is retired.
             self.set_bits(v, range);
         }
-        if was_pending
-            && let Some(vol) = self.volumes.get_mut(&v)
-        {
+        if was_pending && let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
         }
         self.progress(key);
@@ -803,7 +822,10 @@ impl Engine {
         if let Some(waiting) = members.iter().find(|k| self.requests.get(**k).is_some_and(|r| r.net == Side::Pending)) {
             let ack = self.requests.get(*waiting).map(|r| r.ack);
             if ack != Some(AckDue::None) {
-                return self.peer_error("P_BARRIER_ACK", format!("#{barrier} came before the acknowledgement of a write in it"));
+                return self.peer_error(
+                    "P_BARRIER_ACK",
+                    format!("#{barrier} came before the acknowledgement of a write in it"),
+                );
             }
         }
         for key in members {
@@ -947,8 +969,10 @@ impl Engine {
             return;
         }
         let Some(flush) = self.flushes.remove(key) else { return };
-        let remote_good =
-            self.volumes.get(&flush.volume).is_some_and(|vol| self.conn.link.is_some() && vol.state.pdsk == DiskState::UpToDate);
+        let remote_good = self
+            .volumes
+            .get(&flush.volume)
+            .is_some_and(|vol| self.conn.link.is_some() && vol.state.pdsk == DiskState::UpToDate);
         // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
         let ok = flush.local == Side::Ok || remote_good;
         self.complete(flush.id, flush.volume, if ok { Ok(SmallVec::new()) } else { Err(ClientError::Io) });
@@ -992,7 +1016,11 @@ impl Engine {
     }
 
     fn log_no_data(&mut self, v: VolumeNr, range: SectorRange) {
-        self.log(Level::Error, Some(v), format!("IO ERROR: neither local nor remote data, sector {}+{}", range.start, range.count));
+        self.log(
+            Level::Error,
+            Some(v),
+            format!("IO ERROR: neither local nor remote data, sector {}+{}", range.start, range.count),
+        );
     }
 }
 

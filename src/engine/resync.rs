@@ -347,7 +347,8 @@ impl Engine {
         if let Some(alg) = self.conn.peer_integrity
             && alg.digest(&[&data]) != digest
         {
-            return self.peer_error("P_RS_DATA_REPLY", format!("Digest integrity check FAILED: {sector}s +{}", data.len()));
+            return self
+                .peer_error("P_RS_DATA_REPLY", format!("Digest integrity check FAILED: {sector}s +{}", data.len()));
         }
         let Some(range) = self.take_answer(v, sector, data.len() as u64, "P_RS_DATA_REPLY") else { return };
         if let Some(vol) = self.volumes.get_mut(&v) {
@@ -436,7 +437,9 @@ impl Engine {
         self.log(Level::Info, Some(v), text);
         if failed > 0 {
             self.log(Level::Warn, Some(v), format!("{failed} failed blocks"));
-        } else if let Some(ids) = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids) {
+        } else if let Some(ids) =
+            self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids)
+        {
             self.log(Level::Info, Some(v), format!("updated UUIDs {ids}"));
         }
         // The source is told only when the superblock says so too.
@@ -462,7 +465,13 @@ impl Engine {
     }
 
     /// The range of an expected acknowledgement, and whether newer data made it worthless.
-    fn take_resync_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32, name: &'static str) -> Option<(SectorRange, bool)> {
+    fn take_resync_ack(
+        &mut self,
+        v: VolumeNr,
+        sector: Sector,
+        blksize: u32,
+        name: &'static str,
+    ) -> Option<(SectorRange, bool)> {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
         let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
@@ -549,7 +558,9 @@ impl Engine {
     pub(crate) fn on_lazy_bitmap(&mut self, v: VolumeNr) {
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.lazy_timer = false;
-            if vol.disk.as_ref().is_some_and(|d| d.bitmap.changed_pages() > 0) && vol.state.disk >= DiskState::Inconsistent {
+            if vol.disk.as_ref().is_some_and(|d| d.bitmap.changed_pages() > 0)
+                && vol.state.disk >= DiskState::Inconsistent
+            {
                 self.md_bitmap(v, false, None);
             }
         }

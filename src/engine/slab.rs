@@ -26,7 +26,8 @@ impl<T> GenSlab<T> {
             self.slots[index as usize] = (generation, Some(value));
             index
         } else {
-            let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 entries are ever live: limits bound them");
+            let index =
+                u32::try_from(self.slots.len()).expect("fewer than 2^32 entries are ever live: limits bound them");
             self.slots.push((generation, Some(value)));
             index
         };

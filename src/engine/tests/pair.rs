@@ -176,7 +176,9 @@ impl Pair {
         let failure = || Err(DiskFailure { text: String::from("injected"), unsupported: false });
         let disk = node.disks.get_mut(&v).expect("disk of the volume");
         let touched = match &io {
-            DiskOp::Write { range, .. } | DiskOp::Discard(range) | DiskOp::WriteZeroes { range, .. } => (range.start.bytes(), range.end().bytes()),
+            DiskOp::Write { range, .. } | DiskOp::Discard(range) | DiskOp::WriteZeroes { range, .. } => {
+                (range.start.bytes(), range.end().bytes())
+            }
             DiskOp::MetaWrite { offset, data, .. } => (*offset, offset + data.len() as u64),
             DiskOp::Read(_) | DiskOp::Flush | DiskOp::MetaFlush => (0, 0),
         };
@@ -188,7 +190,9 @@ impl Pair {
         match &io {
             DiskOp::Flush | DiskOp::MetaFlush => node.cache.retain(|(cached, ..)| *cached != v),
             DiskOp::Write { fua: true, .. } | DiskOp::MetaWrite { fua: true, .. } => {
-                node.cache.retain(|(cached, block, _)| *cached != v || *block < touched.0 / 4096 || *block >= touched.1.div_ceil(4096));
+                node.cache.retain(|(cached, block, _)| {
+                    *cached != v || *block < touched.0 / 4096 || *block >= touched.1.div_ceil(4096)
+                });
             }
             _ => {}
         }
@@ -240,7 +244,13 @@ impl Pair {
         }
         for n in [A, B] {
             if let Some(nr) = self.nodes[n].link.take() {
-                let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("cut") };
+                let lost = LinkEvent::Lost {
+                    nr,
+                    socket: Socket::Data,
+                    protocol_error: false,
+                    fatal: false,
+                    reason: String::from("cut"),
+                };
                 self.event(n, Event::Link(lost));
                 self.nodes[n].closing = false;
             }
@@ -261,7 +271,13 @@ impl Pair {
                 self.nodes[other].data.clear();
                 self.nodes[other].meta.clear();
                 if let Some(nr) = self.nodes[other].link.take() {
-                    let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("closed by peer") };
+                    let lost = LinkEvent::Lost {
+                        nr,
+                        socket: Socket::Data,
+                        protocol_error: false,
+                        fatal: false,
+                        reason: String::from("closed by peer"),
+                    };
                     self.event(other, Event::Link(lost));
                     self.nodes[other].closing = false;
                 }
@@ -371,7 +387,8 @@ impl Pair {
 
     pub(super) fn create(&mut self, n: usize, v: VolumeNr, bytes: u64) {
         let mut io = MemIo::new(bytes);
-        let options = CreateOptions { place: Place::INTERNAL, al: AlStripes::DEFAULT, device_uuid: 1, peer_max_bio_size: 0 };
+        let options =
+            CreateOptions { place: Place::INTERNAL, al: AlStripes::DEFAULT, device_uuid: 1, peer_max_bio_size: 0 };
         create_md(&mut io, &options).unwrap();
         self.nodes[n].disks.insert(v, io);
     }
@@ -383,7 +400,12 @@ impl Pair {
     pub(super) fn attach_with(&mut self, n: usize, v: VolumeNr, opts: DiskOptions) -> CommandId {
         let io = self.nodes[n].disks.get_mut(&v).unwrap();
         let facts = DiskFacts {
-            geometry: Geometry { logical_block_size: 512, physical_block_size: 512, discard: true, discard_zeroes: true },
+            geometry: Geometry {
+                logical_block_size: 512,
+                physical_block_size: 512,
+                discard: true,
+                discard_zeroes: true,
+            },
             shared_device: true,
             path: String::from("mem"),
         };
@@ -433,7 +455,8 @@ impl Pair {
 
     pub(super) fn write_to(&mut self, n: usize, v: VolumeNr, start: u64, count: u64, fill: u8) -> RequestId {
         let data = Bytes::from(vec![fill; usize::try_from(count * 512).unwrap()]);
-        let request = ClientRequest::Write { range: range(start, count), data: SmallVec::from_elem(data, 1), fua: false };
+        let request =
+            ClientRequest::Write { range: range(start, count), data: SmallVec::from_elem(data, 1), fua: false };
         self.client(n, v, request)
     }
 
@@ -449,7 +472,8 @@ impl Pair {
     }
 
     pub(super) fn data(&mut self, n: usize, v: VolumeNr) -> Vec<u8> {
-        let size = self.nodes[n].engine.status(Timestamp(0)).volumes.iter().find(|s| s.nr == v).map_or(Sectors(0), |s| s.size);
+        let size =
+            self.nodes[n].engine.status(Timestamp(0)).volumes.iter().find(|s| s.nr == v).map_or(Sectors(0), |s| s.size);
         read(self.nodes[n].disks.get_mut(&v).unwrap(), SectorRange { start: Sector(0), count: size })
     }
 
@@ -475,7 +499,13 @@ impl Pair {
         self.nodes[other].meta.clear();
         self.nodes[other].closing = false;
         if link && let Some(nr) = self.nodes[other].link.take() {
-            let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("reset") };
+            let lost = LinkEvent::Lost {
+                nr,
+                socket: Socket::Data,
+                protocol_error: false,
+                fatal: false,
+                reason: String::from("reset"),
+            };
             self.event(other, Event::Link(lost));
             self.nodes[other].closing = false;
         }
