@@ -155,8 +155,9 @@ pub(crate) struct Volume {
     pub gate: u32,
     pub held: Vec<(crate::engine::event::RequestId, crate::engine::action::ClientResult)>,
     pub bitmap_rx: Option<crate::engine::bitmap_xfer::Incoming>,
-    /// The bitmap is to be sent as soon as the metadata allows.
+    /// The bitmap is to be sent, as soon as this epoch is retired.
     pub send_bitmap: bool,
+    pub bitmap_after: Option<u32>,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
@@ -205,6 +206,7 @@ impl Volume {
             held: Vec::new(),
             bitmap_rx: None,
             send_bitmap: false,
+            bitmap_after: None,
             verify: None,
             forced_detach: false,
             closing: false,
