@@ -70,8 +70,7 @@ pub const NBD_DRAIN_BYTES_MAX: u32 = 2 * NBD_PAYLOAD_BYTES_MAX;
 pub const NBD_STRING_BYTES_MAX: usize = 4096;
 /// Longest data of one negotiation option, in bytes: an export name and a handful of queries or information requests.
 pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
-/// Options that one client may send. `nbdinfo --list` sends one or two an export over one connection, with other tools in
-/// mind nbdkit raised its limit to this, too.
+/// Options that one client may send. Arbitrary: enough to list and describe a thousand exports over one connection.
 pub const NBD_OPTION_COUNT_MAX: u32 = 4096;
 /// Bytes that one client may send before the transmission phase; bounds the work, not the memory.
 pub const NBD_NEGOTIATION_BYTES_MAX: u32 = 256 << 10;
