@@ -44,14 +44,15 @@ pub struct Conf {
     pub hosts: [Host; 2],
     /// Further lines for the `net` section, each with its semicolon.
     pub net: Vec<String>,
-    /// Further lines for the `disk` section.
+    /// Lines for the `disk` section.
     pub disk: Vec<String>,
 }
 
 impl Conf {
-    /// Protocol C between `hosts`, and nothing special.
+    /// Protocol C between `hosts`, and a fixed resync rate: the regulated one takes its time on small disks.
     pub fn new(hosts: [Host; 2]) -> Self {
-        Self { protocol: 'C', hosts, net: Vec::new(), disk: Vec::new() }
+        let disk = ["c-plan-ahead 0;", "resync-rate 200M;"].map(str::to_owned).to_vec();
+        Self { protocol: 'C', hosts, net: Vec::new(), disk }
     }
 
     /// The text of the file. A lost peer is noticed within seconds, yet no limit is so short that a busy machine trips it.
@@ -61,7 +62,7 @@ impl Conf {
              resource r0 {\n  \
                net {\n    \
                  cram-hmac-alg sha1;\n    shared-secret \"lab secret\";\n    verify-alg sha1;\n    \
-                 timeout 30;\n    ping-int 4;\n    ping-timeout 20;\n    connect-int 4;\n",
+                 timeout 25;\n    ping-int 3;\n    ping-timeout 20;\n    connect-int 3;\n",
         );
         let section = |text: &mut String, lines: &[String]| {
             for line in lines {
