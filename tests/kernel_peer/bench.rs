@@ -20,8 +20,9 @@ pub type Outcome = Result<(), Verdict>;
 
 /// Shared between the scenarios.
 pub struct Bench {
-    pub lab: Lab,
+    // Dropped in this order.
     kernel: Option<KernelNode>,
+    pub lab: Lab,
     /// Why scenarios with udrbd cannot run, if they cannot.
     udrbd_missing: Option<String>,
 }
@@ -38,7 +39,7 @@ impl Bench {
     pub fn new() -> Result<Self, String> {
         check_available().map_err(|why| why.to_string())?;
         let lab = Lab::new(2).map_err(|why| why.to_string())?;
-        Ok(Self { lab, kernel: None, udrbd_missing: UdrbdNode::missing() })
+        Ok(Self { kernel: None, lab, udrbd_missing: UdrbdNode::missing() })
     }
 
     /// Backing file of the kernel's volume `nr`.

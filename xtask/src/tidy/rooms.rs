@@ -9,7 +9,7 @@ use super::code_lines;
 
 /// Every room with the rooms that it may use besides itself. A room that is not listed may be used by [`UNBOUND`] only.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("units", &[]),
+    ("units", &["limits"]),
     ("limits", &["units"]),
     ("wire", &["units", "limits"]),
     ("meta", &["units", "limits"]),
