@@ -207,7 +207,7 @@ impl Pair<'_> {
     pub fn last_resync_bits(&self) -> Result<u64, Verdict> {
         let log = self.kernel.guest.sh("dmesg")?;
         let line = log.lines().rev().find(|line| line.contains("Began resync as"));
-        let bits = line.and_then(|line| line.split_once('[')?.1.split_once(" bits set")?.0.parse().ok());
+        let bits = line.and_then(|line| line.rsplit_once('[')?.1.split_once(" bits set")?.0.parse().ok());
         bits.ok_or_else(|| Verdict::Failed(format!("no resync in the kernel's log:\n{log}")))
     }
 }

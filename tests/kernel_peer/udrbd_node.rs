@@ -13,6 +13,8 @@ use xtask::lab::{Lab, LabError, Leash, Scope, Spec, wait_until};
 /// How long anything may take that the daemon should do soon.
 const SOON: Duration = Duration::from_secs(60);
 
+const PYTHON: &str = "/usr/bin/python3";
+
 pub struct UdrbdNode {
     daemon: Option<Leash>,
     netns: PathBuf,
@@ -40,9 +42,13 @@ impl UdrbdNode {
                 return Some(format!("`{make} --version` does not run (cargo build --workspace --bins)"));
             }
         }
-        let tools = ["/usr/bin/nbdsh", "/usr/bin/fio"];
-        let absent = tools.into_iter().find(|tool| !Path::new(tool).exists())?;
-        Some(format!("{absent} is missing (cargo xtask test installs it)"))
+        if !Path::new("/usr/bin/fio").exists() {
+            return Some("fio is missing (cargo xtask test installs it)".to_owned());
+        }
+        let python =
+            Command::new(PYTHON).args(["-c", "import nbd"]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+        let usable = python.is_ok_and(|status| status.success());
+        (!usable).then(|| "package python3-libnbd is missing (cargo xtask test installs it)".to_owned())
     }
 
     /// Starts the daemon with `conf`; nothing is configured in it yet.
@@ -103,7 +109,7 @@ impl UdrbdNode {
     pub fn drbdctl(&self, args: &str) -> Result<String, LabError> {
         let (_, tool) = programs();
         let mut command = Command::new("timeout");
-        command.arg("120").arg(tool).arg("-c").arg(&self.conf).args(["--hostname", Self::NAME]);
+        command.arg("60").arg(tool).arg("-c").arg(&self.conf).args(["--hostname", Self::NAME]);
         command.arg("--socket").arg(self.dir.join("control.sock")).args(args.split_whitespace());
         run(&mut command, &format!("drbdctl {args}"))
     }
@@ -123,10 +129,13 @@ impl UdrbdNode {
         format!("nbd+unix:///{export}?socket={}", self.dir.join("nbd.sock").display())
     }
 
-    fn nbd(&self, nr: usize, program: &str) -> Result<(), LabError> {
+    /// Runs a Python program with `h` connected to volume `nr`; what it printed. Debian's own Python, because that is what
+    /// the package python3-libnbd is for.
+    fn nbd(&self, nr: usize, program: &str) -> Result<String, LabError> {
+        let program = format!("import nbd, sys\nh = nbd.NBD()\nh.connect_uri(sys.argv[1])\n{program}h.shutdown()\n");
         let mut command = Command::new("timeout");
-        command.args(["120", "/usr/bin/nbdsh", "-u", &self.uri(nr), "-c", program]);
-        run(&mut command, "nbdsh").map(drop)
+        command.args(["60", PYTHON, "-c", &program, &self.uri(nr)]);
+        run(&mut command, "an NBD client")
     }
 
     /// Writes `data` at `offset` bytes of volume `nr` in requests of `request` bytes, up to 16 in flight, then flushes.
@@ -148,6 +157,7 @@ impl UdrbdNode {
                 file.display()
             ),
         )
+        .map(drop)
     }
 
     /// Reads `len` bytes at `offset` of volume `nr`.
@@ -167,15 +177,13 @@ impl UdrbdNode {
 
     /// Zeroes `len` bytes at `offset` of volume `nr`.
     pub fn zero(&self, nr: usize, offset: u64, len: u64) -> Result<(), LabError> {
-        self.nbd(nr, &format!("h.zero({len}, {offset})\nh.flush()\n"))
+        self.nbd(nr, &format!("h.zero({len}, {offset})\nh.flush()\n")).map(drop)
     }
 
     /// Size of volume `nr` in bytes.
     pub fn size(&self, nr: usize) -> Result<u64, LabError> {
-        let mut command = Command::new("timeout");
-        command.args(["120", "/usr/bin/nbdsh", "-u", &self.uri(nr), "-c", "print(h.get_size())"]);
-        let text = run(&mut command, "nbdsh")?;
-        text.trim().parse().map_err(|_err| LabError::new(format!("nbdsh says the size is {text:?}")))
+        let text = self.nbd(nr, "print(h.get_size())\n")?;
+        text.trim().parse().map_err(|_err| LabError::new(format!("the NBD client says the size is {text:?}")))
     }
 
     /// Starts fio on volume 0 with verification; `job` is its further options.
