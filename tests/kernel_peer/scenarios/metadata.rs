@@ -98,14 +98,18 @@ pub fn dumps_are_equal(bench: &mut Bench) -> Outcome {
     ensure(written_by_udrbd != written_by_kernel, || "udrbd's writes left no trace in the metadata".to_owned())
 }
 
-/// The dump on which both tools agree.
+/// Makes the metadata clean with both tools, each on its own copy of the disk (the kernel leaves its metadata marked as in
+/// use), and dumps it with both; what they agree on.
 fn dump_both(bench: &mut Bench) -> Result<String, Verdict> {
-    let conf = conf_over_the_same_disk(bench);
+    std::fs::copy(Bench::kernel_image(&bench.lab, 0), Bench::udrbd_image(&bench.lab, 0))?;
+    let conf = bench.conf(1);
     let kernel = bench.kernel()?;
     kernel.guest.sh("blockdev --flushbufs /dev/ubda")?;
     kernel.configure(&conf)?;
+    kernel.drbdadm("apply-al r0")?;
     let theirs = facts(&kernel.drbdadm("dump-md r0")?);
     let udrbd = UdrbdNode::start(&bench.lab, &conf)?;
+    udrbd.drbdctl("apply-al r0")?;
     let ours = facts(&udrbd.drbdctl("dump-md r0")?);
     ensure(theirs == ours, || format!("drbdmeta says\n{theirs}\ndrbdctl says\n{ours}"))?;
     Ok(ours)

@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -68,11 +69,11 @@ impl Leash {
         // end of that pipe mean "leader and watcher are both gone".
         let script = match spec.scope {
             Scope::Machine => format!(
-                "exec 5<&0 </dev/null; {{ cat >/dev/null; kill -s KILL -- -1; }} <&5 & \"$@\" {} 5<&-; exit $?",
+                "exec 5<&0 </dev/null; {{ cat >/dev/null; kill -s KILL -- -1 2>/dev/null; }} <&5 & \"$@\" {} 5<&-; exit $?",
                 spec.redirections
             ),
             Scope::Process => format!(
-                "exec 5<&0 </dev/null; {{ cat >/dev/null; kill -s KILL $$; }} <&5 & exec \"$@\" {} 5<&-",
+                "exec 5<&0 </dev/null; {{ cat >/dev/null; kill -s KILL $$ 2>/dev/null; }} <&5 & exec \"$@\" {} 5<&-",
                 spec.redirections
             ),
             Scope::Cooperative => format!("exec 5<&0 </dev/null; exec \"$@\" {}", spec.redirections),
@@ -98,6 +99,8 @@ impl Leash {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(spec.stderr)
+            // An interrupt or a time limit signals the whole group of the test; the watcher must live to see the test end.
+            .process_group(0)
             .spawn()
             .map_err(|err| LabError::io(format_args!("start {}", spec.argv[0].display()), &err))?;
         let lifeline = child.stdin.take();
