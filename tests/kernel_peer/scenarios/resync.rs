@@ -76,14 +76,18 @@ pub fn disconnect_and_connect_both_ways(bench: &mut Bench) -> Outcome {
     pair.compare()
 }
 
+/// Started on either side.
 pub fn verify_finds_nothing(bench: &mut Bench) -> Outcome {
     let conf = bench.conf(1);
     let pair = bench.synced_pair(&conf)?;
     pair.kernel.write(0, 0, &noise(1, 8 << 20), 256 << 10)?;
     pair.promote_udrbd()?;
     pair.udrbd.write(0, 16 << 20, &noise(2, 8 << 20), 256 << 10)?;
-    let found = pair.kernel.verify(1)?;
-    ensure(found == 0, || format!("verify found {found} KiB out of sync"))?;
+    let found = pair.kernel.verify(1, || pair.kernel.drbdadm("verify r0").map(drop))?;
+    ensure(found == 0, || format!("the kernel's verify found {found} KiB out of sync"))?;
+    let found = pair.kernel.verify(1, || pair.udrbd.drbdctl("verify r0").map(drop))?;
+    ensure(found == 0, || format!("udrbd's verify found {found} KiB out of sync"))?;
+    pair.udrbd.wait("cstate", "Connected", 1)?;
     pair.compare()
 }
 
@@ -97,7 +101,7 @@ pub fn verify_finds_what_changed_underneath(bench: &mut Bench) -> Outcome {
     for block in [3, 100] {
         std::os::unix::fs::FileExt::write_all_at(&image, b"changed", block * 4096 + 512)?;
     }
-    let found = pair.kernel.verify(1)?;
+    let found = pair.kernel.verify(1, || pair.kernel.drbdadm("verify r0").map(drop))?;
     ensure(found == 8, || format!("verify found {found} KiB out of sync, should find 8"))?;
     pair.kernel.drbdadm("disconnect r0")?;
     pair.kernel.drbdadm("connect r0")?;

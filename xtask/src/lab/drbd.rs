@@ -181,15 +181,17 @@ impl KernelNode {
         fs::read(&path).map_err(|err| LabError::io(format_args!("read {}", path.display()), &err))
     }
 
-    /// Runs an online verify of `volumes` volumes to its end; the number of out-of-sync KiB it found.
-    pub fn verify(&self, volumes: usize) -> Result<u64> {
+    /// Runs an online verify of `volumes` volumes to its end; the number of out-of-sync KiB it found. `start` starts it, here
+    /// or on the peer.
+    pub fn verify(&self, volumes: usize, start: impl FnOnce() -> Result<()>) -> Result<u64> {
         self.guest.sh("dmesg --clear")?;
-        self.drbdadm("verify r0")?;
+        start()?;
         wait_until("end of the online verify", Duration::from_secs(120), || {
             let log = self.guest.sh("dmesg")?;
             let ends = log.lines().filter(|line| line.contains("Online verify done")).count();
             Ok(if ends >= volumes { Ok(()) } else { Err(format!("{log}\n{}", self.proc()?)) })
         })?;
+        self.wait_proc(volumes, &["cs:Connected"], Duration::from_secs(30))?;
         Ok(out_of_sync_kib(&self.proc()?))
     }
 

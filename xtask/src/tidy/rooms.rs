@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["units", "limits"]),
     ("engine", &["units", "limits", "wire", "meta"]),
     ("sim", &["units", "limits", "wire", "meta", "engine"]),
-    ("control", &["units", "limits", "wire", "engine"]),
+    ("control", &["units", "limits", "wire", "meta", "config", "engine"]),
     ("disk", &["units", "limits", "wire", "meta", "engine"]),
     ("link", &["units", "limits", "wire", "engine"]),
     ("frontend", &["units", "limits", "engine"]),
@@ -42,7 +42,7 @@ const PURE: &[&str] = &[
 ];
 
 /// Driver files inside pure rooms.
-const IMPURE: &[&str] = &["control/server", "control/client"];
+const IMPURE: &[&str] = &["config/load", "control/server", "control/client"];
 
 /// What pure code must not name, and why.
 const OUTSIDE: &[(&str, &str)] = &[
