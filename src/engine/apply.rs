@@ -129,7 +129,7 @@ impl Engine {
             }
             SideEffect::StartVerify { driver } => {
                 if !driver {
-                    vol.verify = Some(crate::engine::verify::VerifyTarget::new(vol.size));
+                    vol.verify = Some(crate::engine::verify::VerifyTarget::new(now, vol.size));
                 }
             }
             SideEffect::UpdateMdFlags => self.update_md_flags(v),
@@ -259,8 +259,8 @@ impl Engine {
     }
 
     /// A metadata job is done: go on with what waited for it.
-    pub(crate) fn md_continue(&mut self, v: VolumeNr, done: MdDone, ok: bool) {
-        match done {
+    pub(crate) fn md_continue(&mut self, v: VolumeNr, done: &MdDone, ok: bool) {
+        match *done {
             MdDone::Al(tr_number) => self.on_al_written(v, tr_number, ok),
             MdDone::Gate => {
                 if let Some(vol) = self.volumes.get_mut(&v) {

@@ -105,11 +105,6 @@ impl SendEpochs {
     pub(crate) fn last(&self) -> Option<u32> {
         self.queue.back().map(|e| e.nr)
     }
-
-    /// Number of writes that are not covered by a barrier acknowledgement.
-    pub(crate) fn unretired(&self) -> usize {
-        self.queue.iter().map(|e| e.members.len()).sum()
-    }
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.disk.is_none() {
             if let Some(done) = done {
-                self.md_continue(v, done, false);
+                self.md_continue(v, &done, false);
             }
             return;
         }
@@ -168,7 +168,7 @@ impl Engine {
             let Some(stage) = stage else {
                 let done = vol.md.active.take().map_or_else(Vec::new, |job| job.done);
                 for done in done {
-                    self.md_continue(v, done, !failed);
+                    self.md_continue(v, &done, !failed);
                 }
                 continue;
             };
@@ -262,17 +262,6 @@ impl Engine {
                 self.log_error(v, format!("meta data update failed: {}", failure.text));
                 self.on_meta_failure(v);
             }
-        }
-        self.md_run(v);
-    }
-
-    /// Drops what is queued; continuations run as failed. The running stage still ends.
-    pub(crate) fn md_abandon(&mut self, v: VolumeNr) {
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
-        vol.md.failed = true;
-        let jobs = std::mem::take(&mut vol.md.jobs);
-        for done in jobs.into_iter().flat_map(|job| job.done) {
-            self.md_continue(v, done, false);
         }
         self.md_run(v);
     }

@@ -28,22 +28,33 @@ pub mod state;
 pub mod status;
 
 mod admin;
+mod admin_connection;
+mod admin_volume;
 mod apply;
 mod bitmap_xfer;
+mod bits;
 mod connection;
 mod disk_state;
 mod epoch;
+mod flush;
+mod liveness;
 mod md;
 mod ops;
+mod parameters;
 mod peer_request;
 mod peer_state;
 mod ranges;
+mod read;
+mod received_epochs;
 mod request;
 mod resync;
+mod resync_target;
 mod rng;
 mod slab;
 mod verify;
 mod volume;
+mod write;
+mod write_ack;
 
 #[cfg(test)]
 mod tests;
@@ -226,11 +237,11 @@ impl Engine {
             Packet::RecvAck(p) => self.on_write_ack(v, &p, "P_RECV_ACK", AckKind::Received),
             Packet::WriteAck(p) => self.on_write_ack(v, &p, "P_WRITE_ACK", AckKind::Written),
             Packet::RsWriteAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
-                self.on_rs_write_ack(v, p.sector, p.blksize)
+                self.on_rs_write_ack(v, p.sector, p.blksize);
             }
             Packet::RsWriteAck(p) => self.on_write_ack(v, &p, "P_RS_WRITE_ACK", AckKind::InSync),
             Packet::NegAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
-                self.on_rs_neg_ack(v, p.sector, p.blksize)
+                self.on_rs_neg_ack(v, p.sector, p.blksize);
             }
             Packet::NegAck(p) => self.on_write_ack(v, &p, "P_NEG_ACK", AckKind::Negative),
             Packet::DataRequest(p) => self.on_data_request(v, &p),
@@ -269,7 +280,7 @@ impl Engine {
             | Packet::ConnectionFeatures(_)
             | Packet::AuthChallenge(_)
             | Packet::AuthResponse(_) => {
-                self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now"))
+                self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now"));
             }
         }
     }

@@ -35,7 +35,6 @@ impl<T> GenSlab<T> {
         (u64::from(generation) << 32) | u64::from(index)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the halves of the key are what is wanted")]
     const fn split(key: u64) -> (u32, usize) {
         ((key >> 32) as u32, (key & 0xffff_ffff) as usize)
     }

@@ -93,7 +93,7 @@ fn storm(seed: u64, power: bool) {
     let protocol = [ReplProtocol::A, ReplProtocol::B, ReplProtocol::C][usize::try_from(seed % 3).unwrap()];
     let n: NetOptions = net(protocol);
     let mut p = Pair::new(seed);
-    p.relaxed = seed % 2 == 0;
+    p.relaxed = seed.is_multiple_of(2);
     p.version = [101, 101, 100, 97][usize::try_from(seed / 3 % 4).unwrap()];
     p.up(&[12 * MIB], &n);
     p.ok(A, Command::NewCurrentUuid { clear_bitmap: true });
@@ -122,7 +122,7 @@ fn storm(seed: u64, power: bool) {
                 p.command(1 - m.primary, V, Command::Invalidate);
             }
             16 | 17 => {
-                let victim = usize::from(p.rng.next_u64() % 2 == 0);
+                let victim = usize::from(p.rng.next_u64().is_multiple_of(2));
                 let good = |p: &Pair, n: usize| {
                     p.nodes[n].text().starts_with("Connected") && p.nodes[n].text().ends_with("UpToDate/UpToDate")
                 };
