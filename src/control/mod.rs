@@ -13,6 +13,7 @@
 pub mod client;
 pub mod error;
 pub mod proto;
+pub mod render;
 #[cfg(feature = "drivers")]
 pub mod server;
 pub mod status;
