@@ -25,20 +25,20 @@ const STILL: &[(&str, &str)] = phases!(
     "07-disconnected-primary.n1" "07-disconnected-primary.n2" "08-outdated-secondary.n2" "09-reconnected.n1" "09-reconnected.n2"
     "10-both-primary-disconnected.n1" "10-both-primary-disconnected.n2"
     "11-split-brain-standalone.n1" "11-split-brain-standalone.n2" "12-split-brain-solved.n1" "12-split-brain-solved.n2"
-    "13-detached-disconnected.n2" "15-diskless-primary.n1" "15-diskless-primary.n2"
+    "15-diskless-primary.n1" "15-diskless-primary.n2"
     "17-standalone-forced-primary-multi-volume.n1" "17-standalone-forced-primary-multi-volume.n2"
     "18-paused-sync.n1" "18-paused-sync.n2" "21-network-failure-fenced.n1" "21-network-failure-fenced.n2"
     "22-split-brain-outdated-peer.n1" "22-split-brain-outdated-peer.n2"
 );
 
-/// Recordings of running resyncs and verifies, where each command saw another moment, and one whose `/proc/drbd` says less
-/// than its `status`.
+/// Recordings of running resyncs and verifies, where each command saw another moment, and two whose `/proc/drbd` says less
+/// than their `status`.
 const MOVING: &[(&str, &str)] = phases!(
     "03-initial-sync-then-done.n1" "03-initial-sync-then-done.n2" "04-diskless-primary-user-pause.n1"
     "06-sync-target-primary.n1" "06-sync-target-primary.n2"
     "14-three-resources-multi-volume.n1" "14-three-resources-multi-volume.n2" "16-sync-after-invalidate.n1"
     "16-sync-after-invalidate.n2" "19-sync-resumed.n1" "19-sync-resumed.n2" "20-online-verify.n1" "20-online-verify.n2"
-    "13-detached-disconnected.n1" "24-resync-after-verify.n1" "24-resync-after-verify.n2"
+    "13-detached-disconnected.n1" "13-detached-disconnected.n2" "24-resync-after-verify.n1" "24-resync-after-verify.n2"
 );
 
 /// Output of one recorded command.
