@@ -419,3 +419,6 @@ impl<B: Backend, Buffer: DerefMut<Target = [u8]>> Session<B, Buffer> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
