@@ -39,6 +39,8 @@ pub(crate) enum LinkEnd {
 pub(crate) enum AfterPing {
     /// The target's resync is over.
     TargetFinish(VolumeNr),
+    /// Nothing of an earlier resync is on its way any more: the source starts.
+    SourceStart(VolumeNr),
     /// The source's resync is over.
     SourceFinish(VolumeNr),
     /// The verify is over.
@@ -560,6 +562,14 @@ impl Engine {
             match then {
                 AfterPing::TargetFinish(v) => self.finish_target(v),
                 AfterPing::SourceFinish(v) => self.finish_source(v),
+                AfterPing::SourceStart(v) => {
+                    if let Some(vol) = self.volumes.get_mut(&v) {
+                        vol.resync_unacked.clear();
+                        if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS) {
+                            self.start_source(v);
+                        }
+                    }
+                }
                 AfterPing::VerifyFinish(v) => self.finish_verify(v),
             }
         }

@@ -53,7 +53,8 @@ enum Stage {
     /// Changed pages: of these extents, or all.
     Pages(Option<Vec<AlExtent>>),
     Writes(Vec<(u64, Bytes)>),
-    Al(u64, Bytes),
+    /// One durable write.
+    Durable(u64, Bytes),
     Superblock,
 }
 
@@ -132,7 +133,10 @@ impl Engine {
         if !transaction.evicted.is_empty() {
             stages.push_back(Stage::FlushMeta);
         }
-        stages.push_back(Stage::Al(offset, Bytes::copy_from_slice(&block)));
+        stages.push_back(Stage::Durable(offset, Bytes::copy_from_slice(&block)));
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.al_writes += 1;
+        }
         let done = vec![MdDone::Al(transaction.tr_number)];
         self.md_push(v, Job { stages, done, superblock_only: false });
     }
@@ -207,8 +211,7 @@ impl Engine {
                     self.md_op(v, DiskOp::MetaWrite { offset, data, fua: false }, None);
                 }
             }
-            Stage::Al(offset, data) => {
-                vol.counters.al_writes += 1;
+            Stage::Durable(offset, data) => {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
             Stage::Superblock => {
@@ -225,8 +228,7 @@ impl Engine {
                 disk.sb_written_flags = new;
                 let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
-                job.stages.push_front(Stage::Al(write.0, write.1));
-                vol.counters.al_writes = vol.counters.al_writes.wrapping_sub(1);
+                job.stages.push_front(Stage::Durable(write.0, write.1));
                 job.stages.push_front(Stage::FlushMeta);
                 if need_data {
                     job.stages.push_front(Stage::FlushData);

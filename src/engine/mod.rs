@@ -262,7 +262,9 @@ impl Engine {
 
     fn on_out_of_sync(&mut self, v: VolumeNr, p: &crate::wire::resync::BlockDesc) {
         match crate::units::SectorRange::from_bytes(p.sector, u64::from(p.blksize)) {
-            Some(range) if range.end().0 <= self.size_of(v).0 => self.set_bits(v, range),
+            Some(range) if range.end().0 <= self.size_of(v).0 => {
+                self.set_bits(v, range);
+            }
             _ => self.peer_error("P_OUT_OF_SYNC", format!("sector {}+{} bytes is not inside the device", p.sector, p.blksize)),
         }
     }

@@ -74,6 +74,8 @@ pub(crate) struct PeerRequest {
     al_settled: bool,
     /// Bits were set before the write, because the peer has no disk.
     marked: bool,
+    /// Bits of its range were set after it came: it does not carry the newest data and clears nothing.
+    stale: bool,
 }
 
 impl PeerRequest {
@@ -273,6 +275,7 @@ impl Engine {
             al_pending: false,
             al_settled: false,
             marked: false,
+            stale: false,
         };
         let write = request.is_write();
         let locks_out_writes = !write && request.kind != PeerKind::Read;
@@ -455,22 +458,25 @@ impl Engine {
         if request.orphan {
             return;
         }
-        let (v, range, block_id, marked) = (request.volume, request.range, request.block_id, request.marked);
+        let (v, range, block_id) = (request.volume, request.range, request.block_id);
+        let (marked, stale) = (request.marked, request.stale);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         match request.kind.clone() {
             PeerKind::Write { .. } if !ok => self.send_ack(v, range.start, block_id, size, Packet::NegAck),
             PeerKind::Write { flags } => {
                 let syncing = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&self.state(v).conn);
-                let in_sync = flags.has(DpFlags::MAY_SET_IN_SYNC) && syncing && !marked;
+                // Only together with the acknowledgement: both nodes clear the same bits or neither does.
+                let due = self.wants_ack(flags, DpFlags::SEND_WRITE_ACK);
+                let in_sync = due && flags.has(DpFlags::MAY_SET_IN_SYNC) && syncing && !marked && !stale;
                 if in_sync {
                     self.clear_bits(v, range);
                 }
-                if self.wants_ack(flags, DpFlags::SEND_WRITE_ACK) {
+                if due {
                     let kind = if in_sync { Packet::RsWriteAck } else { Packet::WriteAck };
                     self.send_ack(v, range.start, block_id, size, kind);
                 }
             }
-            PeerKind::ResyncWrite => self.resync_written(v, range, ok),
+            PeerKind::ResyncWrite => self.resync_written(v, range, ok, stale),
             _ => {}
         }
     }
@@ -709,6 +715,15 @@ impl Engine {
         self.rx.covered = 0;
         self.rx.round += 1;
         self.rx.urgent = false;
+    }
+
+    /// Bits in the ranges of these writes were set just now.
+    pub(crate) fn peer_writes_stale(&mut self, keys: &[u64]) {
+        for key in keys {
+            if let Some(request) = self.peer_requests.get_mut(*key) {
+                request.stale = true;
+            }
+        }
     }
 
     /// The disk of a volume is gone: its peer requests hold no activity-log references any more.

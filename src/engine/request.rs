@@ -78,6 +78,11 @@ pub(crate) struct Request {
     pub epoch: Option<u32>,
     /// The peer said "written and in sync".
     pub set_in_sync: bool,
+    /// During a resync: its range stays taken until the peer has said whether it is in sync, even where the client
+    /// does not wait for that. So no newer write can have set the bits that this one clears.
+    pub sync_due: bool,
+    /// Its range is taken.
+    pub registered: bool,
     /// Activity-log references held.
     pub al: Option<ExtentSpan>,
     /// Completed to the client.
@@ -176,6 +181,8 @@ impl Engine {
             net: Side::Unused,
             epoch: None,
             set_in_sync: false,
+            sync_due: false,
+            registered: false,
             al: None,
             done: false,
             retired: false,
@@ -305,6 +312,7 @@ impl Engine {
         let now = self.now;
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
+        request.registered = true;
         let (v, range) = (request.volume, request.range);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
@@ -376,7 +384,7 @@ impl Engine {
     fn submit_write(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let Some(vol) = self.volumes.get(&v) else { return };
         let state = vol.state;
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
@@ -386,7 +394,7 @@ impl Engine {
             return self.fail_part(key, ClientError::Io);
         }
         if local && !remote {
-            let newly = vol.usable().map_or(0, |d| d.bitmap.set_range(range.bits_touched()));
+            let newly = self.set_bits(v, range);
             if newly > 0 && sends_out_of_sync(&state) && self.conn.version >= 96 {
                 self.send_out_of_sync(v, range);
             }
@@ -397,7 +405,10 @@ impl Engine {
             ReplProtocol::B => AckDue::Receive,
             ReplProtocol::C => AckDue::Write,
         };
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
         if let Some(request) = self.requests.get_mut(key) {
+            request.sync_due = sync_due;
             request.local = if local { Side::Pending } else { Side::Unused };
             request.net = if remote { Side::Pending } else { Side::Unused };
             request.ack = ack;
@@ -501,6 +512,8 @@ impl Engine {
             Err(failure) => {
                 request.local = Side::Failed;
                 let range = request.range;
+                // Bits are set when it is known that they are due, never later: a resync may be running by then.
+                self.set_bits(v, range);
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
                     self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
@@ -512,52 +525,54 @@ impl Engine {
         self.wake_resync_reads(v);
     }
 
-    /// Completes a write part when both halves are done, and retires it when its epoch is.
+    /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is.
     fn progress(&mut self, key: u64) {
         let Some(request) = self.requests.get_mut(key) else { return };
         if request.local == Side::Pending || request.net == Side::Pending {
             return;
         }
+        let (v, range) = (request.volume, request.range);
         if !request.done {
             request.done = true;
             let ok = request.local == Side::Ok || request.net == Side::Ok;
-            let (v, range, epoch) = (request.volume, request.range, request.epoch);
-            let both_in_sync = request.set_in_sync && request.local == Side::Ok && request.net == Side::Ok;
+            let epoch = request.epoch;
             request.data = None;
-            if both_in_sync {
-                // No newer write of this range can be in flight: it would wait for this one.
-                self.clear_bits(v, range);
-            }
             if epoch == Some(self.epochs.current()) {
                 self.epochs.close();
             }
+            self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
+        }
+        let Some(request) = self.requests.get_mut(key) else { return };
+        if request.registered && !request.sync_due {
+            request.registered = false;
+            let in_sync = request.set_in_sync && request.local == Side::Ok && request.net == Side::Ok;
+            if in_sync {
+                // No newer write of this range exists: it would still wait for this one.
+                self.clear_bits(v, range);
+            }
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.active.remove(range, key);
+                if vol.resync.is_some() {
+                    self.resync_kick.insert(v);
+                }
             }
-            self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
-            self.retire(key);
             self.retry_blocked(v);
-            self.admit(v);
-            self.recheck_commands = true;
-        } else {
-            self.retire(key);
         }
+        self.retire(key);
+        self.admit(v);
+        self.recheck_commands = true;
     }
 
     /// Forgets a write part whose fate is known, after its bits are right.
     fn retire(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let replicated = request.epoch.is_some();
-        if !request.done || request.aborted || request.local == Side::Pending || (replicated && !request.retired) {
+        let settled = request.done && !request.registered && !request.aborted && request.local != Side::Pending;
+        if !settled || (replicated && !request.retired) {
             return;
         }
         let Some(request) = self.requests.remove(key) else { return };
         let v = request.volume;
-        if replicated && !(request.local == Side::Ok && request.net == Side::Ok) {
-            self.set_bits(v, request.range);
-        } else if request.set_in_sync && request.local == Side::Ok {
-            self.clear_bits(v, request.range);
-        }
         if let Some(span) = request.al {
             let idle = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()).is_some_and(|d| d.al.end(span));
             if idle {
@@ -750,15 +765,26 @@ impl Engine {
         match how {
             AckKind::Received if request.ack == AckDue::Write => {}
             AckKind::Received | AckKind::Written if request.net == Side::Failed => {}
-            AckKind::Received | AckKind::Written => request.net = Side::Ok,
+            AckKind::Received => request.net = Side::Ok,
+            AckKind::Written => {
+                request.net = Side::Ok;
+                request.sync_due = false;
+            }
             AckKind::InSync => {
                 request.net = Side::Ok;
                 request.set_in_sync = true;
+                request.sync_due = false;
             }
             AckKind::Negative => {
                 request.net = Side::Failed;
                 request.set_in_sync = false;
+                request.sync_due = false;
             }
+        }
+        let range = request.range;
+        if how == AckKind::Negative {
+            // At once: a bitmap exchange may follow before the epoch is retired.
+            self.set_bits(v, range);
         }
         if was_pending
             && let Some(vol) = self.volumes.get_mut(&v)
@@ -783,6 +809,7 @@ impl Engine {
         for key in members {
             if let Some(request) = self.requests.get_mut(key) {
                 request.retired = true;
+                request.sync_due = false;
                 if request.net == Side::Pending {
                     request.net = Side::Ok;
                 }
@@ -818,7 +845,10 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.net = Side::Failed;
                 request.set_in_sync = false;
+                request.sync_due = false;
                 request.retired = true;
+                let (v, range) = (request.volume, request.range);
+                self.set_bits(v, range);
             }
             self.progress(key);
         }
@@ -849,6 +879,11 @@ impl Engine {
             .map(|(key, r)| (key, r.kind))
             .collect();
         for (key, kind) in pending {
+            if let Some(range) = self.requests.get(key).map(|r| r.range)
+                && kind != Kind::Read
+            {
+                self.set_bits(v, range);
+            }
             if let Some(request) = self.requests.get_mut(key) {
                 request.local = Side::Failed;
                 request.aborted = true;
@@ -922,16 +957,27 @@ impl Engine {
 
     // --- bits ---
 
-    /// Marks every block of a range out of sync.
-    pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) {
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
+    /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
+    /// carries older data: its end must not clear these bits.
+    pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
         let bits = range.bits_touched();
-        if let Some(disk) = vol.disk.as_mut() {
-            disk.bitmap.set_range(bits.clone());
-        }
+        let newly = vol.disk.as_mut().map_or(0, |disk| disk.bitmap.set_range(bits.clone()));
         if let Some(resync) = vol.resync.as_mut() {
             resync.note_set(bits.start);
         }
+        if !vol.resync_unacked.is_empty() {
+            let from = range.start.0.saturating_sub(PART_BYTES_MAX / SECTOR_SIZE);
+            for ((sector, bytes), unacked) in vol.resync_unacked.range_mut((from, 0)..(range.end().0, 0)) {
+                let sent = SectorRange { start: Sector(*sector), count: Sectors::from_bytes_floor(u64::from(*bytes)) };
+                unacked.stale |= sent.overlaps(range);
+            }
+        }
+        if !vol.peer_active.is_empty() {
+            let writes: SmallVec<[u64; 4]> = vol.peer_active.overlapping(range).collect();
+            self.peer_writes_stale(&writes);
+        }
+        newly
     }
 
     /// Marks the whole blocks of a range in sync.

@@ -114,6 +114,11 @@ impl Engine {
 
     /// Becomes the source: after the bitmap exchange, a full-sync request, or online growth.
     pub(crate) fn start_source(&mut self, v: VolumeNr) {
+        if self.volumes.get(&v).is_some_and(|vol| !vol.resync_unacked.is_empty()) {
+            // Acknowledgements of an aborted resync may still be on their way, and some never come. When the peer has
+            // answered a ping there are none left that could be taken for those of the new one.
+            return self.ping_then(AfterPing::SourceStart(v));
+        }
         let change = StateChange::NONE.conn(ConnState::SyncSource).pdsk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -192,7 +197,9 @@ impl Engine {
             vol.resync = Some(Resync::new(now, false, bits, rate));
         }
         self.log_begin(v, bits, "SyncTarget");
-        self.md_superblock(v, Some(MdDone::TargetStarted));
+        // The bits first: the source forgets a block when this node has written it, flushed or not. After a power cut
+        // only this bitmap can know of it.
+        self.md_bitmap(v, true, Some(MdDone::TargetStarted));
     }
 
     fn log_begin(&mut self, v: VolumeNr, bits: u64, role: &str) {
@@ -375,10 +382,12 @@ impl Engine {
     }
 
     /// Resync data reached the disk (or did not).
-    pub(crate) fn resync_written(&mut self, v: VolumeNr, range: SectorRange, ok: bool) {
+    pub(crate) fn resync_written(&mut self, v: VolumeNr, range: SectorRange, ok: bool, stale: bool) {
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         if ok {
-            self.clear_bits(v, range);
+            if !stale {
+                self.clear_bits(v, range);
+            }
             self.send_ack(v, range.start, BlockId::SYNCER, size, Packet::RsWriteAck);
         } else {
             self.resync_failed(v, range);
@@ -447,36 +456,38 @@ impl Engine {
     pub(crate) fn expect_resync_ack(&mut self, v: VolumeNr, range: SectorRange) {
         if let Some(vol) = self.volumes.get_mut(&v) {
             let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
-            *vol.resync_unacked.entry((range.start.0, size)).or_default() += 1;
+            vol.resync_unacked.entry((range.start.0, size)).or_default().count += 1;
             vol.counters.pending += 1;
         }
     }
 
-    fn take_resync_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32, name: &'static str) -> Option<SectorRange> {
+    /// The range of an expected acknowledgement, and whether newer data made it worthless.
+    fn take_resync_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32, name: &'static str) -> Option<(SectorRange, bool)> {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
-        let Some(count) = vol.resync_unacked.get_mut(&key) else {
+        let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
             self.peer_error(name, format!("{blksize} bytes at sector {sector} were not sent for resync"));
             return None;
         };
-        *count -= 1;
-        if *count == 0 {
+        unacked.count -= 1;
+        let stale = unacked.stale;
+        if unacked.count == 0 {
             vol.resync_unacked.remove(&key);
         }
         vol.counters.pending = vol.counters.pending.saturating_sub(1);
-        SectorRange::from_bytes(sector, u64::from(blksize))
+        SectorRange::from_bytes(sector, u64::from(blksize)).map(|range| (range, stale))
     }
 
     /// The target has written an answer.
     pub(crate) fn on_rs_write_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some(range) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") {
+        if let Some((range, false)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") {
             self.clear_bits(v, range);
         }
     }
 
     /// The target could not write an answer.
     pub(crate) fn on_rs_neg_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some(range) = self.take_resync_ack(v, sector, blksize, "P_NEG_ACK") {
+        if let Some((range, _)) = self.take_resync_ack(v, sector, blksize, "P_NEG_ACK") {
             self.resync_failed(v, range);
         }
     }

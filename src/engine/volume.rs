@@ -99,6 +99,15 @@ pub(crate) struct PeerSide {
     pub decided: bool,
 }
 
+/// Resync replies of one range that are not acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unacked {
+    /// How many.
+    pub count: u32,
+    /// Bits of the range were set since: the acknowledgement does not cover the newest data and clears nothing.
+    pub stale: bool,
+}
+
 /// A volume.
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -125,8 +134,8 @@ pub(crate) struct Volume {
     /// Ranges that resync holds against application writes: requests in flight (target), reads (source).
     pub resync_ranges: RangeMap,
     pub resync: Option<Resync>,
-    /// Resync replies sent and not acknowledged (source): sector to number of bytes, with a count.
-    pub resync_unacked: BTreeMap<(u64, u32), u32>,
+    /// Resync replies sent and not acknowledged (source), by first sector and bytes.
+    pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,

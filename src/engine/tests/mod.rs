@@ -1,6 +1,7 @@
 //! Two engines back to back: the handshake, writes under every protocol, cuts, crashes and resyncs.
 
 mod pair;
+mod storm;
 
 use pair::{A, B, MIB, Pair, V, range};
 
