@@ -33,7 +33,7 @@ use crate::engine::event::{
     ClientRequest, Command, CommandId, DiskFailure, Event, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
 };
 use crate::engine::options::DiskOptions;
-use crate::engine::state::changes_text;
+use crate::engine::status::ResourceStatus;
 use crate::frontend::nbd::session::SessionHandle;
 use crate::link::{Link, Sink};
 use crate::units::{Timestamp, VolumeNr};
@@ -43,8 +43,8 @@ use crate::wire::state::{Role, StateResult};
 /// Rounds of one batch: what the kernel finished while it was being handed work is taken along, but others get their turn.
 const ROUNDS_MAX: usize = 8;
 
-/// Told about every change, in the shard's thread; must not block.
-pub type Watcher = Box<dyn Fn(&Core)>;
+/// Told about every change, with what there is to see after it; in the shard's thread, must not block.
+pub type Watcher = Box<dyn Fn(ResourceStatus)>;
 
 /// The handle that the link's tasks deliver to.
 #[derive(Clone)]
@@ -221,7 +221,7 @@ impl Core {
             self.wanted.notify_waiters();
         }
         if self.changed.replace(false) {
-            (self.watcher)(self);
+            (self.watcher)(self.status());
         }
         self.in_batch.set(false);
     }
@@ -317,14 +317,20 @@ impl Core {
     }
 
     fn notice(&self, notice: &Notice) {
-        self.changed.set(true);
         let resource = self.name.as_str();
         match notice {
-            Notice::State { volume, old, new } => {
+            // The engine has put a line into the log, too.
+            Notice::State { volume, old: _, new } => {
                 self.view.update(*volume, |view| view.state = *new);
-                tracing::info!(resource, %volume, "{}", changes_text(old, new));
+                // The engine is already where its last change led; watchers see each change.
+                let mut status = self.status();
+                if let Some(seen) = status.volumes.iter_mut().find(|seen| seen.nr == *volume) {
+                    seen.state = *new;
+                }
+                (self.watcher)(status);
             }
             Notice::Size { volume, size } => {
+                self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
                 tracing::info!(resource, %volume, "size = {} KiB", size.0 / 2);
             }
@@ -444,10 +450,11 @@ impl Core {
 
     /// Brings the view and the watchers up to date after a change that the engine has no notice for.
     fn see_all(&self) {
-        for seen in self.status().volumes {
+        let status = self.status();
+        for seen in &status.volumes {
             self.view.update(seen.nr, |view| (view.state, view.size) = (seen.state, seen.size));
         }
-        (self.watcher)(self);
+        (self.watcher)(status);
     }
 
     /// Hands a command to the engine and waits for its end.
@@ -479,7 +486,7 @@ impl Core {
     }
 
     /// What there is to see.
-    pub fn status(&self) -> crate::engine::status::ResourceStatus {
+    pub fn status(&self) -> ResourceStatus {
         self.engine.borrow().status(self.now())
     }
 

@@ -39,6 +39,7 @@ pub type CommandFailure = ErrorReply;
 type Answer<T = ()> = oneshot::Sender<Result<T, ErrorReply>>;
 
 /// What a new shard needs.
+#[expect(missing_debug_implementations, reason = "holds a function")]
 pub struct ShardOptions {
     /// Name of the resource.
     pub name: String,
@@ -252,7 +253,6 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply>
     let ring = Ring::new(&ring_options, reads).map_err(|error| ErrorReply::io(error.to_string(), error.io_error()))?;
     tracing::info!(resource = options.name, "disk I/O: {:?} ({})", ring.kind(), ring.reason());
     let seed = getrandom::u64().map_err(|error| ErrorReply::usage(format!("no random numbers: {error}")))?;
-    let changed = options.changed;
     Ok(Core::new(Parts {
         name: options.name,
         seed,
@@ -260,7 +260,7 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply>
         client_memory: Payloads(clients),
         link_memory: Payloads(link),
         view,
-        watcher: Box::new(move |core| changed(core.status())),
+        watcher: options.changed,
     }))
 }
 
