@@ -48,6 +48,11 @@ pub const PEER_REQUESTS_MAX: usize = 4096;
 pub const EPOCH_FLUSH_WRITES: u32 = 256;
 /// Delay after which they are flushed at the latest, in milliseconds.
 pub const EPOCH_FLUSH_DELAY_MS: u64 = 10;
+/// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
+/// of the peer's flush delay.
+pub const BARRIER_DELAY_MS: u64 = 5;
+/// Most resync answers that a target may leave unacknowledged; twice what the largest `max-buffers` of a kernel allows.
+pub const RESYNC_UNACKED_MAX: usize = 131_072;
 /// Largest resync request of our own, in bytes.
 pub const RESYNC_REQUEST_BYTES: u64 = 512 << 10;
 /// Resync data asked for and not yet on disk, in bytes.

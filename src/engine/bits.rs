@@ -1,10 +1,11 @@
 //! Out-of-sync bits as the engine sets and clears them, with everything that a change of bits touches.
 
+use smallvec::SmallVec;
+
 use crate::engine::Engine;
 use crate::engine::request::PART_BYTES_MAX;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
-use smallvec::SmallVec;
 
 impl Engine {
     /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way

@@ -86,6 +86,7 @@ pub(crate) struct Connection {
     pub(crate) ping_waiters: VecDeque<(u64, AfterPing)>,
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
+    pub(crate) barrier_timer: bool,
 }
 
 impl Connection {
@@ -119,6 +120,7 @@ impl Connection {
             ping_waiters: VecDeque::new(),
             since: Timestamp(0),
             request_timer: false,
+            barrier_timer: false,
         }
     }
 

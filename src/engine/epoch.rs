@@ -71,6 +71,11 @@ impl SendEpochs {
         Some(last.nr)
     }
 
+    /// Whether a closed epoch lacks its barrier.
+    pub(crate) fn barrier_due(&self) -> bool {
+        self.queue.back().is_some_and(|e| e.nr != self.current && e.barrier_at.is_none())
+    }
+
     /// The oldest epoch was acknowledged: its members.
     pub(crate) fn ack(&mut self, nr: u32, set_size: u32) -> Result<Vec<u64>, BarrierAckError> {
         let Some(front) = self.queue.front().filter(|e| e.barrier_at.is_some()) else {

@@ -1,5 +1,7 @@
 //! Client flushes: local disk, and under protocol C the peer's stable storage too.
 
+use smallvec::SmallVec;
+
 use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::{DiskFailure, RequestId};
@@ -9,7 +11,6 @@ use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::DiskState;
-use smallvec::SmallVec;
 
 impl Engine {
     pub(crate) fn start_flush(&mut self, id: RequestId, v: VolumeNr) {

@@ -1,5 +1,7 @@
 //! Is the peer alive: pings on the meta socket, and requests or barriers that stay unanswered.
 
+use std::time::Duration;
+
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::connection::AfterPing;
@@ -8,7 +10,6 @@ use crate::engine::request::AckDue;
 use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
-use std::time::Duration;
 
 impl Engine {
     /// The TCP stack has taken this many packets of the data socket.

@@ -157,7 +157,7 @@ impl Engine {
             }
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
-            Event::BatchEnd => self.send_due_barrier(),
+            Event::BatchEnd => self.end_batch(),
         }
         self.settle();
         std::mem::swap(&mut self.out, out);
@@ -196,6 +196,7 @@ impl Engine {
                 self.resync_kick.insert(v);
             }
             Timer::EpochFlush => self.on_epoch_timer(),
+            Timer::Barrier => self.on_barrier_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
             Timer::CommandRetry => self.on_command_timer(),
         }

@@ -135,7 +135,7 @@ impl Engine {
     /// next answer went out.
     #[must_use]
     pub fn accepts_peer_requests(&self) -> bool {
-        self.peer_requests.len() < PEER_REQUESTS_MAX
+        self.peer_requests.len() < PEER_REQUESTS_MAX && self.rx.count() < PEER_REQUESTS_MAX
     }
 
     pub(crate) fn checked_range(

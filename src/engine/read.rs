@@ -1,5 +1,7 @@
 //! Application reads: local where the data is good, else from the peer; a failed one is tried on the other side once.
 
+use bytes::Bytes;
+
 use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::DiskFailure;
@@ -10,7 +12,6 @@ use crate::units::{BlockId, Sector, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::resync::BlockReq;
 use crate::wire::state::{ConnState, DiskState};
-use bytes::Bytes;
 
 impl Engine {
     pub(crate) fn start_read(&mut self, key: u64) {

@@ -1,5 +1,7 @@
 //! Epochs on the receiving side: what the peer's barriers end, and the flush that lets them be acknowledged.
 
+use std::time::Duration;
+
 use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::event::{DiskFailure, Timer};
@@ -7,7 +9,6 @@ use crate::engine::ops::Op;
 use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES};
 use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
-use std::time::Duration;
 
 impl Engine {
     /// Whether writes of an epoch wait for the one before.

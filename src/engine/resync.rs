@@ -15,7 +15,7 @@ use crate::engine::md::MdDone;
 use crate::engine::progress::Progress;
 use crate::engine::rate::Pacer;
 use crate::engine::state::{ChangeMode, StateChange};
-use crate::limits::{LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES};
+use crate::limits::{LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX};
 use crate::meta::MdFlags;
 use crate::units::{GenId, Sector, SectorRange, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
@@ -200,6 +200,9 @@ impl Engine {
             let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
             vol.resync_unacked.entry((range.start.0, size)).or_default().count += 1;
             vol.counters.pending += 1;
+            if vol.resync_unacked.len() > RESYNC_UNACKED_MAX {
+                self.peer_error("P_RS_DATA_REQUEST", "too many resync answers are not acknowledged");
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The target's side of a resync: ask, write, clear, finish.
 
+use bytes::Bytes;
+
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::connection::AfterPing;
@@ -13,7 +15,6 @@ use crate::units::{BlockId, BmBit, GenId, Sector, SectorRange, Sectors, VolumeNr
 use crate::wire::packet::Packet;
 use crate::wire::resync::{BlockDesc, BlockReq};
 use crate::wire::state::{ConnState, DiskState, Role};
-use bytes::Bytes;
 
 impl Engine {
     /// The source announced the resync. It may come before this node is ready for it.

@@ -6,11 +6,10 @@ use crate::engine::Engine;
 use crate::engine::gi::GenIds;
 pub use crate::engine::progress::Report;
 use crate::engine::state::VolumeState;
+pub use crate::engine::volume::Counters;
 use crate::units::{Sectors, Timestamp, VolumeNr};
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::{ConnState, DiskState, Role};
-
-pub use crate::engine::volume::Counters;
 
 /// A running or paused resync, or a verify.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,21 +1,25 @@
 //! The life of a write part: overlap, activity log, one decision where it goes, completion and retirement.
 //! Part of the request room, see `request`.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
 use crate::engine::Engine;
-use crate::engine::action::{ClientError, DiskOp};
+use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
-use crate::engine::event::DiskFailure;
+use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
+use crate::limits::BARRIER_DELAY_MS;
 use crate::units::{BlockId, SectorRange, VolumeNr};
 use crate::wire::data::{Data, DpFlags, Trim};
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::resync::BlockDesc;
 use crate::wire::state::ConnState;
-use bytes::Bytes;
-use smallvec::SmallVec;
 
 impl Engine {
     /// Ranges became free: starts the writes that waited for them, in their order.
@@ -228,6 +232,25 @@ impl Engine {
             self.epochs.close();
         }
         self.arm_request_timeout();
+    }
+
+    /// Nothing more is ready: a closed epoch's barrier goes out now, or, to a peer that does not order by epochs, together
+    /// with the next write (one system call and one packet less for each write at queue depth 1).
+    pub(crate) fn end_batch(&mut self) {
+        if !self.conn.relaxed_epochs {
+            return self.send_due_barrier();
+        }
+        if self.epochs.barrier_due() && !self.conn.barrier_timer {
+            self.conn.barrier_timer = true;
+            let at = self.now.after(Duration::from_millis(BARRIER_DELAY_MS));
+            self.out.push(Action::SetTimer { timer: Timer::Barrier, at });
+        }
+    }
+
+    /// The delay is over.
+    pub(crate) fn on_barrier_timer(&mut self) {
+        self.conn.barrier_timer = false;
+        self.send_due_barrier();
     }
 
     /// Sends the barrier of the epoch that was closed last, if it was not sent yet.

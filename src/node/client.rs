@@ -78,8 +78,7 @@ impl Backend for Client {
 
 impl Client {
     fn split(&self, range: SectorRange, work: Work, done: Completer) {
-        let split =
-            Split { volume: self.volume, rest: range, under_way: 0, error: None, work, done: Some(done) };
+        let split = Split { volume: self.volume, rest: range, under_way: 0, error: None, work, done: Some(done) };
         let index = self.core.splits.borrow_mut().insert(split);
         feed(&self.core, index);
     }

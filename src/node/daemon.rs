@@ -84,7 +84,13 @@ impl Daemon {
 impl Handler for Arc<Daemon> {
     async fn handle(&self, request: Request, peer: Peer) -> Reply {
         if !request.is_query() {
-            tracing::debug!(pid = peer.pid, uid = peer.uid, resource = request.resource(), "{}", requests::name(&request));
+            tracing::debug!(
+                pid = peer.pid,
+                uid = peer.uid,
+                resource = request.resource(),
+                "{}",
+                requests::name(&request)
+            );
         }
         if self.is_stopping() && !request.is_query() {
             return ErrorReply::usage("the daemon is stopping").into();

@@ -26,6 +26,6 @@ pub mod run;
 pub mod startup;
 
 pub use attach::{AttachSpec, MetaPlace};
-pub use shard_thread::{CommandFailure, Shard, ShardOptions, ShardEnd};
+pub use shard_thread::{CommandFailure, Shard, ShardEnd, ShardOptions};
 pub use supervisor::install_panic_hook;
 pub use view::{View, VolumeView};

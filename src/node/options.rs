@@ -198,7 +198,10 @@ mod tests {
         options.set("shared-secret", "hush").unwrap();
         options.set("timeout", "30").unwrap();
         let config = link_config(&local, &peer, &options).unwrap();
-        assert_eq!((config.local.to_string(), config.peer.to_string()), ("127.0.0.1:7789".into(), "127.0.0.2:7790".into()));
+        assert_eq!(
+            (config.local.to_string(), config.peer.to_string()),
+            ("127.0.0.1:7789".into(), "127.0.0.2:7790".into())
+        );
         assert_eq!(config.timeout, Duration::from_secs(3));
         assert!(config.auth.is_some());
         options.set("cram-hmac-alg", "crc32c").unwrap();

@@ -97,7 +97,12 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     if let Some(addr) = nbd.tcp_addr() {
         tracing::info!("NBD on {addr}");
     }
-    tracing::info!("udrbd {} ready: control on {}, NBD on {}", env!("CARGO_PKG_VERSION"), control_socket.display(), nbd_socket.display());
+    tracing::info!(
+        "udrbd {} ready: control on {}, NBD on {}",
+        env!("CARGO_PKG_VERSION"),
+        control_socket.display(),
+        nbd_socket.display()
+    );
     let nbd = tokio::spawn(nbd.run());
     let handler = Arc::new(Arc::clone(&daemon));
     let control = tokio::spawn(async move { control.run(handler).await });

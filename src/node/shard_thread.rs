@@ -245,9 +245,8 @@ fn run(
 }
 
 fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply> {
-    let pool = |bytes| {
-        Pool::new(bytes).map_err(|error| ErrorReply::io(format!("no memory for {}", options.name), &error))
-    };
+    let pool =
+        |bytes| Pool::new(bytes).map_err(|error| ErrorReply::io(format!("no memory for {}", options.name), &error));
     let (clients, link, reads) = (pool(CLIENT_BYTES)?, pool(LINK_BYTES)?, pool(READ_BYTES)?);
     let ring_options = RingOptions { choice: options.ring, ..RingOptions::default() };
     let ring = Ring::new(&ring_options, reads).map_err(|error| ErrorReply::io(error.to_string(), error.io_error()))?;
@@ -369,7 +368,8 @@ async fn attach(core: &Rc<Core>, spec: AttachSpec) -> Result<(), ErrorReply> {
     }
     let (options, owner) = (spec.options.clone(), spec.owner.clone());
     let opened = tokio::task::spawn_blocking(move || open(&spec)).await;
-    let Opened { devices, disk, recovery } = opened.map_err(|_| ErrorReply::usage("attaching failed, see the log"))??;
+    let Opened { devices, disk, recovery } =
+        opened.map_err(|_| ErrorReply::usage("attaching failed, see the log"))??;
     for line in recovery.lines() {
         tracing::info!(resource = core.name, %volume, "{owner}: {line}");
     }

@@ -64,8 +64,7 @@ pub fn read(file: Option<&Path>, host: &str, which: &Which) -> Result<Vec<Resolv
         Some(path) => path.to_string_lossy().into_owned(),
         None => default_file().ok_or(StartupError::NoFile)?.to_owned(),
     };
-    let document =
-        config::load(&mut FsLoader, &file).map_err(|report| StartupError::Config(report.to_string()))?;
+    let document = config::load(&mut FsLoader, &file).map_err(|report| StartupError::Config(report.to_string()))?;
     for warning in document.warnings() {
         tracing::warn!("{warning}");
     }
@@ -86,8 +85,7 @@ pub fn read(file: Option<&Path>, host: &str, which: &Which) -> Result<Vec<Resolv
 /// There is no peer to connect to.
 pub fn requests(resource: &ResolvedResource) -> Result<Vec<Request>, ErrorReply> {
     let name = &resource.name;
-    let mut requests =
-        vec![Request::NewResource { resource: name.clone(), options: resource.options.clone() }];
+    let mut requests = vec![Request::NewResource { resource: name.clone(), options: resource.options.clone() }];
     for volume in &resource.me.volumes {
         requests.push(Request::NewVolume {
             resource: name.clone(),
