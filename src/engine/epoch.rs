@@ -63,6 +63,11 @@ impl SendEpochs {
         }
     }
 
+    /// Whether a closed epoch lacks its barrier.
+    pub(crate) fn has_due_barrier(&self) -> bool {
+        self.queue.back().is_some_and(|e| e.nr != self.current && e.barrier_at.is_none())
+    }
+
     /// The number of a closed epoch whose barrier is due; it counts as sent now.
     pub(crate) fn take_due_barrier(&mut self, now: Timestamp) -> Option<u32> {
         let current = self.current;

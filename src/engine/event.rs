@@ -198,6 +198,8 @@ pub enum Timer {
     RequestTimeout,
     /// The next resync requests of a volume are due.
     Resync(VolumeNr),
+    /// A barrier that was put off is sent.
+    Barrier,
     /// Received epochs wait for one flush.
     EpochFlush,
     /// Changed bitmap pages of a volume are written.

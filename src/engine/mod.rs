@@ -88,6 +88,7 @@ pub struct Engine {
     peer_requests: GenSlab<peer_request::PeerRequest>,
     ops: GenSlab<ops::PendingOp>,
     epochs: epoch::SendEpochs,
+    barrier_timer: bool,
     rx: peer_request::ReceivedEpochs,
     bitmap_tx: Option<bitmap_xfer::Outgoing>,
     effects: VecDeque<(VolumeNr, VolumeState, VolumeState)>,
@@ -115,6 +116,7 @@ impl Engine {
             peer_requests: GenSlab::new(generation()),
             ops: GenSlab::new(generation()),
             epochs: epoch::SendEpochs::default(),
+            barrier_timer: false,
             rx: peer_request::ReceivedEpochs::default(),
             bitmap_tx: None,
             effects: VecDeque::new(),
@@ -157,7 +159,7 @@ impl Engine {
             }
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
-            Event::BatchEnd => self.send_due_barrier(),
+            Event::BatchEnd => self.barrier_at_batch_end(),
         }
         self.settle();
         std::mem::swap(&mut self.out, out);
@@ -195,6 +197,7 @@ impl Engine {
             Timer::Resync(v) => {
                 self.resync_kick.insert(v);
             }
+            Timer::Barrier => self.on_barrier_timer(),
             Timer::EpochFlush => self.on_epoch_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
             Timer::CommandRetry => self.on_command_timer(),

@@ -2,12 +2,13 @@
 //! Part of the request room, see `request`.
 
 use crate::engine::Engine;
-use crate::engine::action::{ClientError, DiskOp};
+use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
-use crate::engine::event::DiskFailure;
+use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
+use crate::limits::BARRIER_DELAY_MS;
 use crate::units::{BlockId, SectorRange, VolumeNr};
 use crate::wire::data::{Data, DpFlags, Trim};
 use crate::wire::packet::Packet;
@@ -16,6 +17,7 @@ use crate::wire::resync::BlockDesc;
 use crate::wire::state::ConnState;
 use bytes::Bytes;
 use smallvec::SmallVec;
+use std::time::Duration;
 
 impl Engine {
     /// Ranges became free: starts the writes that waited for them, in their order.
@@ -228,6 +230,25 @@ impl Engine {
             self.epochs.close();
         }
         self.arm_request_timeout();
+    }
+
+    /// Everything that was ready is handled. The barrier that is due now may as well travel with the next write, where the
+    /// peer does not hold back writes for it; one that comes soon is worth waiting for.
+    pub(crate) fn barrier_at_batch_end(&mut self) {
+        if !self.conn.relaxed_epochs {
+            return self.send_due_barrier();
+        }
+        if !self.barrier_timer && self.epochs.has_due_barrier() {
+            self.barrier_timer = true;
+            let at = self.now.after(Duration::from_millis(BARRIER_DELAY_MS));
+            self.out.push(Action::SetTimer { timer: Timer::Barrier, at });
+        }
+    }
+
+    /// No write came that could have taken the barrier along.
+    pub(crate) fn on_barrier_timer(&mut self) {
+        self.barrier_timer = false;
+        self.send_due_barrier();
     }
 
     /// Sends the barrier of the epoch that was closed last, if it was not sent yet.
