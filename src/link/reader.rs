@@ -291,3 +291,24 @@ impl<S: Sink, B: Buffers> Reader<S, B> {
 fn truncated(header: &Header) -> End {
     End::Wire(WireError { place: header.place, packet: Some(header.kind), fault: Fault::Truncated })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_batch_moves_to_the_front_when_room_gets_short() {
+        let mut staging = Staging::new(8);
+        staging.room().copy_from_slice(b"abcdefgh");
+        staging.end = 8;
+        staging.consume(5);
+        assert_eq!(staging.filled(), b"fgh");
+        assert_eq!(staging.room().len(), 5);
+        assert_eq!(staging.filled(), b"fgh");
+        staging.room()[0] = b'i';
+        staging.end += 1;
+        assert_eq!(staging.filled(), b"fghi");
+        staging.consume(4);
+        assert_eq!((staging.len(), staging.room().len()), (0, 8));
+    }
+}

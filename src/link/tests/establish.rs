@@ -364,8 +364,18 @@ fn strangers_are_closed_unless_the_check_is_off() {
         let stranger = addresses().0;
         let a = Node::started(config(x, y));
         let _guard = Guard(vec![a.clone()]);
-        let mut stream = dial(stranger, x).await;
-        closed(&mut stream).await;
+        let mut streams = Vec::new();
+        for first in [Packet::InitialData, Packet::InitialMeta] {
+            let mut stream = dial(stranger, x).await;
+            let mut bytes = BytesMut::new();
+            encode(VolumeNr(0), &first, &Agreed::initial(), &mut bytes).unwrap();
+            // It may be closed already.
+            let _ = stream.write_all(&bytes).await;
+            streams.push(stream);
+        }
+        let mut decoder = StreamDecoder::new(Socket::Data, Phase::Features, Agreed::initial());
+        assert!(get(&mut streams[0], &mut decoder).await.is_none(), "no pair with a stranger");
+        closed(&mut streams[1]).await;
         let mut peer = Script::open(y, x).await;
         assert!(peer.features(Features::own()).await);
         a.up().await;

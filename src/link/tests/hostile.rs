@@ -80,6 +80,7 @@ fn data_before_the_first_state_is_illegal() {
         let a = Node::started(config(x, y));
         let _guard = Guard(vec![a.clone()]);
         let mut peer = Script::up(y, &a, x).await;
+        peer.put_data(&protocol("")).await;
         peer.put_data(&write(1, 512)).await;
         let lost = a.lost().await;
         assert_eq!(lost.reason, "P_DATA on the data socket: not expected in phase Params");
