@@ -29,7 +29,7 @@ fn configuration_errors_end_with_10_and_a_missing_file_with_20() {
     place.write_config("resource r0 { on n1 { disk /x; } }");
     place.run("up r0").fails(10, "drbd.conf");
     place.write_config("resource r0 { frob; }");
-    place.run("sh-nop").fails(10, "drbd.conf:1: Parse error:");
+    place.run("sh-nop").fails(10, "drbd.conf:1:15: unknown statement 'frob' in resource r0\n");
     std::fs::remove_file(place.path("drbd.conf")).expect("was there");
     place.run("up r0").expect(20, "", "Can not open 'drbd.conf': No such file or directory (os error 2)\n");
 }
