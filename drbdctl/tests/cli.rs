@@ -18,7 +18,9 @@ fn usage_errors_end_with_1() {
     place.run("up other").fails(1, "other: this host is n1, the resource is for a, b");
     place.run("primary r0/7").expect(1, "", "'r0/7' not defined in your config (for this host).\n");
     place.run("dstate 11").expect(1, "", "'11' not defined in your config (for this host).\n");
-    place.run("new-current-uuid all").fails(1, "new-current-uuid requires a specific volume id, but none is specified.");
+    place
+        .run("new-current-uuid all")
+        .fails(1, "new-current-uuid requires a specific volume id, but none is specified.");
     place.run("").fails(1, "No command specified");
     assert!(place.run("help").ok().contains("create-md"));
 }
@@ -74,7 +76,8 @@ fn without_a_daemon_what_is_so_anyhow_succeeds() {
     for words in ["down all", "secondary r0", "disconnect r0", "detach --force r0"] {
         assert_eq!(place.run(words).code, 0, "{words}");
     }
-    for words in ["up r0", "primary r0", "status", "role r0", "proc", "wait-connect r0", "events2 --now", "connect r0"] {
+    for words in ["up r0", "primary r0", "status", "role r0", "proc", "wait-connect r0", "events2 --now", "connect r0"]
+    {
         place.run(words).fails(20, "udrbd does not run: nobody answers at");
     }
 }
@@ -160,7 +163,8 @@ fn metadata_is_wiped_only_when_confirmed() {
 fn a_disk_in_use_is_not_written_to_whatever_force_says() {
     let place = Place::new(0);
     place.run("create-md r0").ok();
-    let device = BackingDevice::open(place.path("disk0"), &OpenOptions { owner: "r0/0".into(), ..OpenOptions::default() });
+    let device =
+        BackingDevice::open(place.path("disk0"), &OpenOptions { owner: "r0/0".into(), ..OpenOptions::default() });
     let device = device.expect("free");
     for words in ["create-md --force r0", "wipe-md --force r0", "apply-al r0", "invalidate r0"] {
         place.run(words).fails(20, "open(disk0) failed: Device or resource busy\n");

@@ -59,7 +59,8 @@ impl Bench {
 
 /// A dump without time, host and command line, and without the flags, which drbdmeta 9.22 always shows as 0.
 fn comparable(dump: &str) -> String {
-    let lines = dump.lines().enumerate().filter(|(nr, line)| !(1..=2).contains(nr) && !line.starts_with("    flags 0x"));
+    let lines =
+        dump.lines().enumerate().filter(|(nr, line)| !(1..=2).contains(nr) && !line.starts_with("    flags 0x"));
     lines.map(|(_, line)| format!("{line}\n")).collect()
 }
 

@@ -41,7 +41,7 @@ impl fmt::Display for ClientError {
                     "udrbd does not run: nobody answers at {path} ({why}); start udrbd, or name its socket with --socket"
                 )
             }
-            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => f.write_str("udrbd ended before it answered"),
+            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => f.write_str("udrbd closed the connection"),
             Self::Io(e) => write!(f, "the connection to udrbd broke: {e}"),
             Self::Protocol(text) => write!(f, "the answer of udrbd cannot be understood: {text}"),
         }

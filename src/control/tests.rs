@@ -118,7 +118,10 @@ fn requests_are_answered_in_turn() {
     assert_eq!(client.call(request.clone()).expect("answered"), Reply::Done);
     let refused = client.call(Request::Primary { resource: "r0".into(), volume: VolumeNr(1), force: false });
     let Reply::Error(error) = refused.expect("answered") else { panic!("refused") };
-    assert_eq!((error.exit_code(), error.message("0").as_str()), (17, "0: State change failed: (-2) Need access to UpToDate data"));
+    assert_eq!(
+        (error.exit_code(), error.message("0").as_str()),
+        (17, "0: State change failed: (-2) Need access to UpToDate data")
+    );
     let status = client.status(None).expect("answered");
     assert_eq!(status.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["r0", "r1"], "sorted");
     assert_eq!(client.status(Some("r1")).expect("answered").resources.len(), 1);
@@ -251,9 +254,21 @@ fn lines_have_the_documented_form() {
 #[test]
 fn errors_read_and_exit_as_drbdsetups() {
     for (error, exit, text) in [
-        (ErrorReply::state(StateResult::TwoPrimaries), 11, "0: State change failed: (-1) Multiple primaries not allowed by config"),
-        (ErrorReply::state(StateResult::LowerThanOutdated), 5, "0: State change failed: (-16) Disk state is lower than outdated"),
-        (ErrorReply::state(StateResult::NoLocalDisk), 16, "0: State change failed: (-4) Can not resync without local disk"),
+        (
+            ErrorReply::state(StateResult::TwoPrimaries),
+            11,
+            "0: State change failed: (-1) Multiple primaries not allowed by config",
+        ),
+        (
+            ErrorReply::state(StateResult::LowerThanOutdated),
+            5,
+            "0: State change failed: (-16) Disk state is lower than outdated",
+        ),
+        (
+            ErrorReply::state(StateResult::NoLocalDisk),
+            16,
+            "0: State change failed: (-4) Can not resync without local disk",
+        ),
         (
             ErrorReply::code(127).detail("unknown minor"),
             10,
