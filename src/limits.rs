@@ -48,6 +48,11 @@ pub const PEER_REQUESTS_MAX: usize = 4096;
 pub const EPOCH_FLUSH_WRITES: u32 = 256;
 /// Delay after which they are flushed at the latest, in milliseconds.
 pub const EPOCH_FLUSH_DELAY_MS: u64 = 10;
+/// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
+/// of the peer's flush delay.
+pub const BARRIER_DELAY_MS: u64 = 5;
+/// Most resync answers that a target may leave unacknowledged; twice what the largest `max-buffers` of a kernel allows.
+pub const RESYNC_UNACKED_MAX: usize = 131_072;
 /// Largest resync request of our own, in bytes.
 pub const RESYNC_REQUEST_BYTES: u64 = 512 << 10;
 /// Resync data asked for and not yet on disk, in bytes.
@@ -70,8 +75,7 @@ pub const NBD_DRAIN_BYTES_MAX: u32 = 2 * NBD_PAYLOAD_BYTES_MAX;
 pub const NBD_STRING_BYTES_MAX: usize = 4096;
 /// Longest data of one negotiation option, in bytes: an export name and a handful of queries or information requests.
 pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
-/// Options that one client may send. `nbdinfo --list` sends one or two an export over one connection, with other tools in
-/// mind nbdkit raised its limit to this, too.
+/// Options that one client may send. Arbitrary: enough to list and describe a thousand exports over one connection.
 pub const NBD_OPTION_COUNT_MAX: u32 = 4096;
 /// Bytes that one client may send before the transmission phase; bounds the work, not the memory.
 pub const NBD_NEGOTIATION_BYTES_MAX: u32 = 256 << 10;

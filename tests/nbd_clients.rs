@@ -2,6 +2,7 @@
 //! skipped with one line.
 
 #![cfg(feature = "drivers")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod nbd_common;
 

@@ -15,6 +15,8 @@ use std::fmt;
 
 /// Most errors that are kept; a file that is not a configuration at all would produce one per word.
 const ERRORS_MAX: usize = 100;
+/// Most warnings that are kept, for the same reason.
+const WARNINGS_MAX: usize = 100;
 /// Longest part of a source line that is shown, in characters; arbitrary, a few terminal widths.
 const LINE_CHARS_MAX: usize = 240;
 
@@ -204,16 +206,19 @@ fn strike_secret(line: &str) -> String {
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
     errors: usize,
+    warnings: usize,
 }
 
 impl Diagnostics {
-    /// Adds a finding; errors beyond the first hundred are only counted.
+    /// Adds a finding; errors beyond the first hundred are only counted, and so are warnings.
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        if diagnostic.severity == Severity::Error {
-            self.errors += 1;
-            if self.errors > ERRORS_MAX {
-                return;
-            }
+        let (count, max) = match diagnostic.severity {
+            Severity::Error => (&mut self.errors, ERRORS_MAX),
+            Severity::Warning => (&mut self.warnings, WARNINGS_MAX),
+        };
+        *count += 1;
+        if *count > max {
+            return;
         }
         // Two checks may stumble over the same thing.
         if !self.list.contains(&diagnostic) {

@@ -3,7 +3,7 @@
 //! One place for each option is the point: a name, range or default is written once, in [`super::options`].
 
 /// Turns rows into a typed section: a struct of `Option`s (`None` = not set), getters with the same names that fill in the
-/// defaults, access by name, and the rows as [`OptionSpec`]s.
+/// defaults, access by name, and the rows as `OptionSpec`s.
 macro_rules! option_section {
     (
         $(#[$doc:meta])* $name:ident = $section:expr;

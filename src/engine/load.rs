@@ -59,7 +59,11 @@ pub fn load(io: &mut dyn MetaIo, place: Place, facts: DiskFacts) -> Result<Loade
             let mut block = [0; meta::layout::BLOCK_BYTES];
             for page in 0..bitmap.page_count() {
                 let offset = found.layout.bm_page_byte(u64::from(page)).unwrap_or(0);
-                io.read_at(offset, &mut block).map_err(|source| MetaError::Io { what: "read bitmap", offset, source })?;
+                io.read_at(offset, &mut block).map_err(|source| MetaError::Io {
+                    what: "read bitmap",
+                    offset,
+                    source,
+                })?;
                 bitmap.load_page(PageNr(page), &block);
             }
             for extent in &found.hot {

@@ -96,12 +96,19 @@ flags!(
 );
 
 impl FeatureFlags {
+    /// Our own bit, not one of DRBD's: this node's client flush waits for the barrier acknowledgement, so the peer may start
+    /// writes of the next epoch before the one before is flushed. Announced apart from the others and never part of an
+    /// agreed set; no kernel announces it.
+    pub const RELAXED_EPOCHS: Self = Self(0x4000_0000);
+
     /// Largest discard or write-zeroes in bytes under this agreed set.
     #[must_use]
     pub const fn discard_bytes_max(self) -> u32 {
         if self.has(Self::WSAME) { DISCARD_BYTES_MAX_WSAME } else { DISCARD_BYTES_MAX }
     }
 }
+
+const _: () = assert!(!FeatureFlags::KNOWN.has_any(FeatureFlags::RELAXED_EPOCHS), "never agreed with a kernel");
 
 /// `P_CONNECTION_FEATURES`: what one node offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

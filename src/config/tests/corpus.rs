@@ -52,6 +52,7 @@ fn valid_files_dump_as_drbdadm_dumps_them() {
         if !DUMPED_BETTER.contains(&name.as_str()) {
             assert_eq!(relative(&dump), text(&format!("valid/{name}.dump")), "{name}");
         }
+        assert_eq!(relative(&document.dump_xml(&node, false).unwrap()), text(&format!("valid/{name}.xml")), "{name}");
         if let Ok(expected) = std::fs::read_to_string(format!("{DIR}/valid/{name}.dump-expanded")) {
             assert_eq!(relative(&document.dump(&node, true, false).unwrap()), expected, "{name}");
         }

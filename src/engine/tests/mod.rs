@@ -1,6 +1,7 @@
 //! Two engines back to back: the handshake, writes under every protocol, cuts, crashes and resyncs.
 
 mod pair;
+mod storm;
 
 use pair::{A, B, MIB, Pair, V, range};
 
@@ -36,7 +37,8 @@ fn writes_reach_both_disks_under_every_protocol() {
         for relaxed in [false, true] {
             let mut p = Pair::ready(2, &net(protocol));
             p.relaxed = relaxed;
-            let ids: Vec<_> = (0u8..60).map(|i| p.write(A, u64::from(i) * 37 % 1000, 8 + u64::from(i % 5) * 3, i + 1)).collect();
+            let ids: Vec<_> =
+                (0u8..60).map(|i| p.write(A, u64::from(i) * 37 % 1000, 8 + u64::from(i % 5) * 3, i + 1)).collect();
             p.settle();
             assert!(ids.iter().all(|id| p.done(A, *id)), "{protocol:?}");
             p.same_data();
@@ -337,7 +339,12 @@ fn an_interrupted_resync_goes_on_where_the_bitmap_says() {
         }
         p.join();
         p.settle();
-        assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "seed {seed} {:#?}", p.nodes[A].log);
+        assert_eq!(
+            p.nodes[A].text(),
+            "Connected Primary/Secondary UpToDate/UpToDate",
+            "seed {seed} {:#?}",
+            p.nodes[A].log
+        );
         p.same_data();
     }
 }
@@ -357,7 +364,12 @@ fn a_crashed_target_or_source_recovers() {
         p.crash(victim);
         p.restart(victim, &n);
         p.settle();
-        assert!(p.nodes[A].text().ends_with("UpToDate/UpToDate"), "seed {seed} {} {:#?}", p.nodes[A].text(), p.nodes[A].log);
+        assert!(
+            p.nodes[A].text().ends_with("UpToDate/UpToDate"),
+            "seed {seed} {} {:#?}",
+            p.nodes[A].text(),
+            p.nodes[A].log
+        );
         p.same_data();
     }
 }
@@ -437,14 +449,24 @@ fn old_protocol_versions_replicate_and_resync() {
             p.client(A, V, ClientRequest::Discard(range(100, 100)));
             p.client(A, V, ClientRequest::WriteZeroes { range: range(0, 8), may_unmap: false, fua: false });
             p.settle();
-            assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "v{version} {:#?}", p.nodes[A].log);
+            assert_eq!(
+                p.nodes[A].text(),
+                "Connected Primary/Secondary UpToDate/UpToDate",
+                "v{version} {:#?}",
+                p.nodes[A].log
+            );
             if version >= 91 {
                 p.cut();
                 p.write(A, 800, 16, 5);
                 p.settle();
                 p.join();
                 p.settle();
-                assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "v{version} {:#?}", p.nodes[A].log);
+                assert_eq!(
+                    p.nodes[A].text(),
+                    "Connected Primary/Secondary UpToDate/UpToDate",
+                    "v{version} {:#?}",
+                    p.nodes[A].log
+                );
             }
             p.same_data();
         }

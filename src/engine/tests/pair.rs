@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub packets: BTreeMap<&'static str, u32>,
     pub fail_writes: bool,
     pub fail_reads: bool,
+    /// Blocks written since the last flush with what they held before, oldest first: the volatile cache.
+    cache: Vec<(VolumeNr, u64, Vec<u8>)>,
     disk_queue: Vec<(OpId, VolumeNr, DiskOp)>,
     data: VecDeque<(VolumeNr, Packet)>,
     meta: VecDeque<(VolumeNr, Packet)>,
@@ -55,6 +57,7 @@ impl Node {
             packets: BTreeMap::new(),
             fail_writes: false,
             fail_reads: false,
+            cache: Vec::new(),
             disk_queue: Vec::new(),
             data: VecDeque::new(),
             meta: VecDeque::new(),
@@ -120,7 +123,15 @@ impl Pair {
         }
     }
 
+    /// With UDRBD_TRACE set: every action of both nodes, for a failing seed.
+    fn trace(&self, n: usize, what: &dyn std::fmt::Debug) {
+        if std::env::var_os("UDRBD_TRACE").is_some() {
+            eprintln!("{} {what:?}", ["A", "B"][n]);
+        }
+    }
+
     fn action(&mut self, n: usize, action: Action) {
+        self.trace(n, &action);
         let node = &mut self.nodes[n];
         match action {
             Action::Disk { op, volume, io } => node.disk_queue.push((op, volume, io)),
@@ -160,9 +171,31 @@ impl Pair {
 
     fn do_disk(&mut self, n: usize, index: usize) {
         let (op, v, io) = self.nodes[n].disk_queue.swap_remove(index);
+        self.trace(n, &("executed", op));
         let node = &mut self.nodes[n];
         let failure = || Err(DiskFailure { text: String::from("injected"), unsupported: false });
         let disk = node.disks.get_mut(&v).expect("disk of the volume");
+        let touched = match &io {
+            DiskOp::Write { range, .. } | DiskOp::Discard(range) | DiskOp::WriteZeroes { range, .. } => {
+                (range.start.bytes(), range.end().bytes())
+            }
+            DiskOp::MetaWrite { offset, data, .. } => (*offset, offset + data.len() as u64),
+            DiskOp::Read(_) | DiskOp::Flush | DiskOp::MetaFlush => (0, 0),
+        };
+        for block in touched.0 / 4096..touched.1.div_ceil(4096) {
+            let mut old = vec![0; 4096];
+            disk.read_at(block * 4096, &mut old).unwrap();
+            node.cache.push((v, block, old));
+        }
+        match &io {
+            DiskOp::Flush | DiskOp::MetaFlush => node.cache.retain(|(cached, ..)| *cached != v),
+            DiskOp::Write { fua: true, .. } | DiskOp::MetaWrite { fua: true, .. } => {
+                node.cache.retain(|(cached, block, _)| {
+                    *cached != v || *block < touched.0 / 4096 || *block >= touched.1.div_ceil(4096)
+                });
+            }
+            _ => {}
+        }
         let result = match io {
             DiskOp::Read(_) if node.fail_reads => failure(),
             DiskOp::Write { .. } if node.fail_writes => failure(),
@@ -195,6 +228,7 @@ impl Pair {
         if let Some(link) = node.link {
             self.event(from, Event::Sent { link, socket, packets });
         }
+        self.trace(to, &("delivered", socket, &packet));
         if let Some(link) = self.nodes[to].link {
             self.event(to, Event::Packet { link, socket, volume, packet });
         }
@@ -210,7 +244,13 @@ impl Pair {
         }
         for n in [A, B] {
             if let Some(nr) = self.nodes[n].link.take() {
-                let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("cut") };
+                let lost = LinkEvent::Lost {
+                    nr,
+                    socket: Socket::Data,
+                    protocol_error: false,
+                    fatal: false,
+                    reason: String::from("cut"),
+                };
                 self.event(n, Event::Link(lost));
                 self.nodes[n].closing = false;
             }
@@ -231,7 +271,13 @@ impl Pair {
                 self.nodes[other].data.clear();
                 self.nodes[other].meta.clear();
                 if let Some(nr) = self.nodes[other].link.take() {
-                    let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("closed by peer") };
+                    let lost = LinkEvent::Lost {
+                        nr,
+                        socket: Socket::Data,
+                        protocol_error: false,
+                        fatal: false,
+                        reason: String::from("closed by peer"),
+                    };
                     self.event(other, Event::Link(lost));
                     self.nodes[other].closing = false;
                 }
@@ -341,7 +387,8 @@ impl Pair {
 
     pub(super) fn create(&mut self, n: usize, v: VolumeNr, bytes: u64) {
         let mut io = MemIo::new(bytes);
-        let options = CreateOptions { place: Place::INTERNAL, al: AlStripes::DEFAULT, device_uuid: 1, peer_max_bio_size: 0 };
+        let options =
+            CreateOptions { place: Place::INTERNAL, al: AlStripes::DEFAULT, device_uuid: 1, peer_max_bio_size: 0 };
         create_md(&mut io, &options).unwrap();
         self.nodes[n].disks.insert(v, io);
     }
@@ -353,7 +400,12 @@ impl Pair {
     pub(super) fn attach_with(&mut self, n: usize, v: VolumeNr, opts: DiskOptions) -> CommandId {
         let io = self.nodes[n].disks.get_mut(&v).unwrap();
         let facts = DiskFacts {
-            geometry: Geometry { logical_block_size: 512, physical_block_size: 512, discard: true, discard_zeroes: true },
+            geometry: Geometry {
+                logical_block_size: 512,
+                physical_block_size: 512,
+                discard: true,
+                discard_zeroes: true,
+            },
             shared_device: true,
             path: String::from("mem"),
         };
@@ -403,7 +455,8 @@ impl Pair {
 
     pub(super) fn write_to(&mut self, n: usize, v: VolumeNr, start: u64, count: u64, fill: u8) -> RequestId {
         let data = Bytes::from(vec![fill; usize::try_from(count * 512).unwrap()]);
-        let request = ClientRequest::Write { range: range(start, count), data: SmallVec::from_elem(data, 1), fua: false };
+        let request =
+            ClientRequest::Write { range: range(start, count), data: SmallVec::from_elem(data, 1), fua: false };
         self.client(n, v, request)
     }
 
@@ -419,7 +472,8 @@ impl Pair {
     }
 
     pub(super) fn data(&mut self, n: usize, v: VolumeNr) -> Vec<u8> {
-        let size = self.nodes[n].engine.status(Timestamp(0)).volumes.iter().find(|s| s.nr == v).map_or(Sectors(0), |s| s.size);
+        let size =
+            self.nodes[n].engine.status(Timestamp(0)).volumes.iter().find(|s| s.nr == v).map_or(Sectors(0), |s| s.size);
         read(self.nodes[n].disks.get_mut(&v).unwrap(), SectorRange { start: Sector(0), count: size })
     }
 
@@ -445,10 +499,31 @@ impl Pair {
         self.nodes[other].meta.clear();
         self.nodes[other].closing = false;
         if link && let Some(nr) = self.nodes[other].link.take() {
-            let lost = LinkEvent::Lost { nr, socket: Socket::Data, protocol_error: false, fatal: false, reason: String::from("reset") };
+            let lost = LinkEvent::Lost {
+                nr,
+                socket: Socket::Data,
+                protocol_error: false,
+                fatal: false,
+                reason: String::from("reset"),
+            };
             self.event(other, Event::Link(lost));
             self.nodes[other].closing = false;
         }
+    }
+
+    /// The node's power fails: of its unflushed blocks any subset is lost, each back to any state since the last flush.
+    pub(super) fn power_cut(&mut self, n: usize) {
+        let mut kept: BTreeMap<(VolumeNr, u64), u64> = BTreeMap::new();
+        for (v, block, old) in std::mem::take(&mut self.nodes[n].cache).into_iter().rev() {
+            let random = &mut self.rng;
+            // Newest first: each write is undone as long as luck says so.
+            let undo = kept.entry((v, block)).or_insert_with(|| random.next_u64() % 3);
+            if *undo > 0 {
+                *undo -= 1;
+                self.nodes[n].disks.get_mut(&v).unwrap().write_at(block * 4096, &old).unwrap();
+            }
+        }
+        self.crash(n);
     }
 
     /// Starts a crashed node again: volumes, attach, connect.

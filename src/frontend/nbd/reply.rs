@@ -257,7 +257,7 @@ mod tests {
             takes in proptest::collection::vec(1_usize..400, 1..10),
             batch in 1_usize..50,
         ) {
-            let data = |cookie: u64, len: usize| Bytes::from(vec![cookie as u8; len]);
+            let data = |cookie: u64, len: usize| Bytes::from(vec![cookie.to_be_bytes()[7]; len]);
             let mut whole = ReplyQueue::new();
             let mut cut = ReplyQueue::new();
             let mut cut_bytes = Vec::new();

@@ -330,3 +330,63 @@ async fn receive(stream: &Stream, bytes: &mut [u8]) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::frontend::nbd::export::{ExportHandle, ExportInfo, Refusal};
+
+    struct Nothing;
+
+    impl Exports for Nothing {
+        type HandOver = HandOver;
+
+        fn list(&self) -> Vec<ExportInfo> {
+            Vec::new()
+        }
+
+        fn open(&self, name: &str) -> Result<ExportHandle<HandOver>, Refusal> {
+            Err(Refusal::Unknown(name.to_owned()))
+        }
+    }
+
+    async fn bind(unix: Option<PathBuf>, tcp: Option<&str>) -> Result<Server<Nothing>, ListenError> {
+        let tcp = tcp.map(|addr| addr.parse().unwrap());
+        Server::bind(Listen { unix, tcp, access: Access::default() }, Arc::new(Nothing)).await
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let server = bind(Some(path.clone()), None).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let second = bind(Some(path.clone()), None).await.unwrap_err();
+        assert!(second.to_string().ends_with("another process does"), "{second}");
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn tcp_for_everybody_is_refused() {
+        let error = bind(None, Some("0.0.0.0:0")).await.unwrap_err();
+        assert!(error.to_string().contains("add --nbd-allow"), "{error}");
+        assert!(bind(None, Some("127.0.0.1:0")).await.unwrap().tcp_addr().unwrap().port() > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_sent_away() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let socket = Stream::Unix(server).into_socket().unwrap();
+        let begin = tokio::time::Instant::now();
+        let error = serve_socket(socket, "test", &Nothing).await.unwrap_err();
+        assert_eq!(error.to_string(), "the client did not finish negotiating within 5 s");
+        assert_eq!(begin.elapsed(), Duration::from_millis(NBD_NEGOTIATION_MS_MAX));
+        let mut greeting = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut client, &mut greeting).await.unwrap();
+        assert_eq!(greeting.len(), 18);
+    }
+}

@@ -277,11 +277,13 @@ impl<B: Backend, Buffer: DerefMut<Target = [u8]>> Session<B, Buffer> {
             {
                 return Turn::Ended(end);
             }
-            // The backend may have completed something while it was being fed, and refusals are answered here.
-            let answered =
-                !self.shared.completed.borrow().is_empty() || (!self.in_flight.replies.is_empty() && !blocked);
+            // The backend may have completed something (or closed the session) while it was being fed, and refusals are
+            // answered here.
+            let more = !self.shared.completed.borrow().is_empty()
+                || self.shared.closing.borrow().is_some()
+                || (!self.in_flight.replies.is_empty() && !blocked);
             match receiving {
-                _ if answered => {}
+                _ if more => {}
                 Receiving::Starved(len) => return Turn::Starved(len),
                 Receiving::Interrupted => return Turn::Busy,
                 Receiving::Paused => return Turn::Idle,
@@ -419,3 +421,6 @@ impl<B: Backend, Buffer: DerefMut<Target = [u8]>> Session<B, Buffer> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

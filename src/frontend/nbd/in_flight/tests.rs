@@ -1,5 +1,7 @@
 //! Completions in every order, and what the client gets to read.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
 use std::io::IoSlice;
 
 use proptest::prelude::*;

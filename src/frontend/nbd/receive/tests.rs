@@ -1,5 +1,7 @@
 //! Streams of requests, cut anywhere, against a source that has memory or has none.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
 use std::cell::Cell;
 
 use proptest::prelude::*;
