@@ -71,6 +71,47 @@ fn scripts_get_one_line_a_volume() {
 }
 
 #[test]
+fn the_environment_says_where_things_are() {
+    let place = Place::new(0);
+    let run = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_drbdctl"));
+        command.args(words).env("DRBD_CONF", place.path("drbd.conf")).env("UDRBD_SOCKET", place.path("elsewhere.sock"));
+        command.env("DRBD_HOSTNAME", "n2").env("__DRBD_NODE__", "n1").env_remove("HOSTNAME");
+        common::Ran::of("", &command.output().expect("drbdctl runs"))
+    };
+    run(&["sh-ip", "r0"]).expect(0, "127.0.0.2\n", "");
+    run(&["--hostname", "n1", "sh-ip", "r0"]).expect(0, "127.0.0.1\n", "");
+    run(&["proc"]).fails(20, "elsewhere.sock");
+}
+
+#[test]
+fn sh_status_of_what_is_not_up() {
+    let place = Place::new(10);
+    let text = place.run("sh-status").ok();
+    let head = text.find("_conf_res_name=r1").expect("r1");
+    assert!(
+        text.starts_with("_drbd_version=9.22.0\n_drbd_api=1\n_config_file=drbd.conf\n\n\n_conf_res_name=r0\n"),
+        "{text}"
+    );
+    // As drbdadm says it of a resource that the kernel does not have.
+    let rest = text[head..].split_once('\n').expect("lines").1.split_once('\n').expect("lines").1;
+    assert_eq!(
+        rest,
+        "\n_stacked_on=\n_stacked_on_device=\n_stacked_on_minor=\n_conf_volume=0\n_minor=11\n_res_name=\n_volume=-1\n\
+         _known=NA # not available or not yet created\n\n_cstate=Unconfigured\n_role=\n_peer=\n_disk=\n_pdsk=\n\
+         _flags_susp=\n_flags_aftr_isp=\n_flags_peer_isp=\n_flags_user_isp=\n_resynced_percent=\n\n\
+         _sh_status_process\n\n\n"
+    );
+}
+
+#[test]
+fn what_is_not_available_says_so() {
+    let place = Place::new(0);
+    place.run("adjust r0").fails(20, "r0: adjust failed: it is not available in this version; ");
+    place.run("verify r0").fails(20, "r0: verify failed: it is not available in this version; ");
+}
+
+#[test]
 fn without_a_daemon_what_is_so_anyhow_succeeds() {
     let place = Place::new(0);
     for words in ["down all", "secondary r0", "disconnect r0", "detach --force r0"] {

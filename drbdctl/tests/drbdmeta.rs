@@ -28,6 +28,7 @@ impl Drop for Bench {
 
 impl Bench {
     /// `nr` tells the tests of this file apart.
+    #[expect(clippy::print_stdout, reason = "says why the test does nothing")]
     fn new(nr: u32) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

@@ -42,12 +42,19 @@ pub fn demo(_: &mut Context, call: &Call) -> Done {
     }
 }
 
-/// `adjust`
-pub fn adjust(_: &mut Context, call: &Call) -> Done {
-    let names = if call.names.is_empty() { "all".to_owned() } else { call.names.join(" ") };
-    out::say(&format!(
-        "{names}: adjust failed: it is not available in this version; change single options with net-options and \
-         disk-options, or use drbdctl down {names} and drbdctl up {names}"
-    ));
+/// Commands of drbdadm that this version does not have.
+pub fn unavailable(_: &mut Context, call: &Call) -> Done {
+    let names = if call.names.is_empty() { "drbdctl".to_owned() } else { call.names.join(" ") };
+    let word = call.row.name;
+    let instead = match word {
+        "adjust" | "adjust-with-progress" => format!(
+            "change single options with net-options and disk-options, or use drbdctl down {names} and drbdctl up {names}"
+        ),
+        "resize" | "check-resize" => "devices keep their size for now".to_owned(),
+        "verify" => "drbdadm verify on a peer with the kernel's DRBD works".to_owned(),
+        "wait-con-int" => "use drbdctl wait-connect".to_owned(),
+        _ => "see drbdctl help".to_owned(),
+    };
+    out::say(&format!("{names}: {word} failed: it is not available in this version; {instead}"));
     Err(Exit(20))
 }

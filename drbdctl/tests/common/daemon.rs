@@ -80,7 +80,9 @@ impl Daemon {
 
     /// Waits until somebody listens for events.
     pub fn wait_for_watcher(&self) {
+        let start = std::time::Instant::now();
         while self.events.receiver_count() == 0 {
+            assert!(start.elapsed().as_secs() < 60, "nobody watches");
             std::thread::yield_now();
         }
     }
@@ -156,7 +158,7 @@ pub fn set_connection(resource: &mut Resource, state: ConnState) {
 }
 
 impl Fake {
-    fn answer(world: &mut World, request: Request) -> Result<(), ErrorReply> {
+    fn answer(world: &mut World, request: &Request) -> Result<(), ErrorReply> {
         if let Some(refusal) = &world.refuse {
             return Err(refusal.clone());
         }
@@ -175,7 +177,7 @@ impl Fake {
         let found = found.ok_or_else(|| ErrorReply::code(158).detail("unknown resource"))?;
         match request {
             Request::NewVolume { volume: nr, minor, .. } => {
-                if !found.volumes.iter().any(|v| v.volume == nr) {
+                if !found.volumes.iter().any(|v| v.volume == *nr) {
                     found.volumes.push(volume(nr.0, minor.0));
                 }
                 return Ok(());
@@ -216,7 +218,7 @@ impl Handler for Fake {
             return Reply::Status(Status::new(all.cloned().collect()));
         }
         world.asked.push(request.clone());
-        Self::answer(&mut world, request).into()
+        Self::answer(&mut world, &request).into()
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {
