@@ -163,6 +163,11 @@ impl Refusal {
 /// # Errors
 /// What to print, and the exit code; help and version come this way too.
 pub fn parse(words: &[String]) -> Result<Call, Refusal> {
+    if let [only] = words
+        && matches!(only.as_str(), "-V" | "--version")
+    {
+        return Err(Refusal { stdout: version(), stderr: String::new(), code: 0 });
+    }
     let ordered = order(words).ok_or_else(|| no_command(words))?;
     let matches = match app().try_get_matches_from(ordered) {
         Ok(matches) => matches,
@@ -184,7 +189,7 @@ fn is_command(word: &str) -> bool {
 /// The words with the command first; `None` if there is no command among them.
 fn order(words: &[String]) -> Option<Vec<String>> {
     if let [only] = words
-        && matches!(only.as_str(), "-h" | "--help" | "-V" | "--version")
+        && matches!(only.as_str(), "-h" | "--help")
     {
         return Some(vec!["drbdctl".to_owned(), only.clone()]);
     }
@@ -193,6 +198,11 @@ fn order(words: &[String]) -> Option<Vec<String>> {
         at += if GLOBAL_VALUES.contains(&words[at].as_str()) { 2 } else { 1 };
     }
     let mut ordered = vec!["drbdctl".to_owned(), words[at].clone()];
+    if words[at] == "help" {
+        // Only a command word means something behind it.
+        ordered.extend(words[at + 1..].iter().find(|word| is_command(word)).cloned());
+        return Some(ordered);
+    }
     let rest = words[..at].iter().chain(&words[at + 1..]);
     ordered.extend(rest.filter(|word| *word != "--").cloned());
     Some(ordered)
@@ -211,6 +221,15 @@ fn no_command(words: &[String]) -> Refusal {
     }
     let stdout = app().render_help().to_string();
     Refusal { stdout, stderr: "\nNo command specified\n".to_owned(), code: 1 }
+}
+
+/// Lines that scripts evaluate: the versions of DRBD and its tools that this behaves like, and the own one.
+fn version() -> String {
+    format!(
+        "DRBDADM_BUILDTAG=udrbd-{own}\nDRBDADM_API_VERSION=1\nDRBD_KERNEL_VERSION_CODE=0x08040b\n\
+         DRBDADM_VERSION_CODE=0x091600\nDRBDADM_VERSION=9.22.0\nUDRBD_VERSION={own}\n",
+        own = env!("CARGO_PKG_VERSION")
+    )
 }
 
 fn refusal(error: &clap::Error) -> Refusal {

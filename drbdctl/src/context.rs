@@ -119,8 +119,11 @@ impl Context {
         LocalNode { name: &self.node, has_address: &has_address }
     }
 
-    /// Hosts that the loaded configuration has sections for in this resource.
+    /// Hosts that this resource is for, if this host is none of them.
     pub fn configured_elsewhere(&self, resource: &str) -> Vec<String> {
+        if self.configured.as_ref().is_some_and(|c| c.resources.iter().any(|r| r.name == resource)) {
+            return Vec::new();
+        }
         let found = self.configured.as_ref().and_then(|c| c.document.config().resource(resource));
         found.map(|r| r.hosts.iter().map(config::model::Host::name).collect()).unwrap_or_default()
     }

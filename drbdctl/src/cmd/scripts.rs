@@ -106,7 +106,7 @@ pub fn status(ctx: &mut Context, call: &Call) -> Done {
         (configured.path.clone(), configured.resources.clone())
     };
     let status = ctx.status_if_running()?;
-    out::print(&format!("_drbd_version={}\n_drbd_api=1\n_config_file={path}\n\n\n", env!("CARGO_PKG_VERSION")));
+    out::print(&format!("_drbd_version=9.22.0\n_drbd_api=1\n_config_file={path}\n\n\n"));
     for resource in resources.iter().filter(|r| r.stacked == ctx.stacked) {
         out::print(&format!(
             "_conf_res_name={}\n_conf_file_line={}\n\n_stacked_on=\n_stacked_on_device=\n_stacked_on_minor=\n",
