@@ -194,10 +194,13 @@ fn proc_drbd_is_the_kernels() {
 #[test]
 fn status_is_drbdsetups() {
     for (name, file) in STILL {
-        let verbose = section(file, "drbdsetup status --verbose --statistics").expect("status");
-        let status = model(&section(file, "cat /proc/drbd").expect("proc"), &sizes(&verbose));
+        let verbose = section(file, "drbdsetup status --verbose --statistics");
+        let sizes = verbose.as_deref().map(sizes).unwrap_or_default();
+        let status = model(&section(file, "cat /proc/drbd").expect("proc"), &sizes);
         let options = TextOptions { verbose: true, statistics: true, ..TextOptions::default() };
-        assert_eq!(text::status(&status, &options), verbose, "{name}");
+        if let Some(verbose) = verbose {
+            assert_eq!(text::status(&status, &options), verbose, "{name}");
+        }
         if let Some(plain) = section(file, "drbdsetup status") {
             assert_eq!(text::status(&status, &TextOptions::default()), plain, "{name}");
         }
@@ -205,8 +208,14 @@ fn status_is_drbdsetups() {
             [("drbdsetup events2 --now --statistics", true), ("drbdsetup events2 --now", false)]
         {
             if let Some(recorded) = section(file, command) {
-                let mut lines = exists(&status, statistics).join("\n");
-                lines.push_str("\nexists -\n");
+                let mut lines = exists(&status, statistics);
+                lines.push("exists -".to_owned());
+                let mut recorded: Vec<_> = recorded.lines().collect();
+                if name.starts_with("17") {
+                    // The kernel lists resources in the order in which they were made.
+                    lines.sort_unstable();
+                    recorded.sort_unstable();
+                }
                 assert_eq!(lines, recorded, "{name}: {command}");
             }
         }
