@@ -125,7 +125,7 @@ fn model(proc: &str, sizes: &BTreeMap<u32, u64>) -> Status {
             al_suspended: flags[5] == 's',
             open_count: 0,
             epochs: number(counters, "ep"),
-            sync: (!progress.is_empty()).then(|| Sync {
+            sync: (!progress.is_empty()).then_some(Sync {
                 total_kib: 0,
                 left_kib: 0,
                 permille: 0,
