@@ -141,7 +141,7 @@ pub fn volume(nr: u16, minor: u32) -> Volume {
 pub fn set_connection(resource: &mut Resource, state: ConnState) {
     resource.connection_state = state.min(ConnState::WfReportParams);
     let peer_role = if state >= ConnState::Connected { Role::Secondary } else { Role::Unknown };
-    resource.connection = (state != ConnState::StandAlone).then(|| Connection {
+    resource.connection = (state != ConnState::StandAlone).then_some(Connection {
         peer_name: Some("n2".into()),
         peer_role,
         protocol: 'C',

@@ -146,7 +146,7 @@ fn model(proc: &str, sizes: &BTreeMap<u32, u64>) -> Status {
                 suspended: Suspended { user: flags[0] == 's', ..Suspended::default() },
                 write_ordering: if field(counters, "wo") == "f" { "flush" } else { "drain" }.to_owned(),
                 connection_state: state.min(ConnState::WfReportParams),
-                connection: (state != ConnState::StandAlone).then(|| Connection {
+                connection: (state != ConnState::StandAlone).then_some(Connection {
                     peer_name: None,
                     peer_role: volume.peer_role,
                     protocol,
