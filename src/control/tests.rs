@@ -284,8 +284,7 @@ fn errors_read_and_exit_as_drbdsetups() {
 
 #[test]
 fn secrets_are_not_shown_by_debug() {
-    let mut options = NetOptions::default();
-    options.shared_secret = Some(Secret::new("hush".into()));
+    let options = NetOptions { shared_secret: Some(Secret::new("hush".into())), ..NetOptions::default() };
     let request = Request::NetOptions { resource: "r0".into(), options: Box::new(options), set_defaults: false };
     assert!(!format!("{request:?}").contains("hush"));
 }
