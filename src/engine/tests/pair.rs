@@ -37,11 +37,11 @@ pub(super) struct Node {
     pub fail_reads: bool,
     /// Blocks written since the last flush with what they held before, oldest first: the volatile cache.
     pub cache: Vec<(VolumeNr, u64, Vec<u8>)>,
-    disk_queue: Vec<(OpId, VolumeNr, DiskOp)>,
+    pub disk_queue: Vec<(OpId, VolumeNr, DiskOp)>,
     pub data: VecDeque<(VolumeNr, Packet)>,
     pub meta: VecDeque<(VolumeNr, Packet)>,
-    sent: [u64; 2],
-    wants_link: bool,
+    pub sent: [u64; 2],
+    pub wants_link: bool,
     pub link: Option<LinkNr>,
     pub closing: bool,
 }
