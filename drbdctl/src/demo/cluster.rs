@@ -62,8 +62,7 @@ impl Cluster {
     /// second one is empty.
     pub fn create() -> Result<Self, Failure> {
         let dir = tempfile::Builder::new().prefix("udrbd-demo-").tempdir()?;
-        let mut cluster =
-            Self { dir, nodes: [Node { child: None }, Node { child: None }], data_size: Sectors(0) };
+        let mut cluster = Self { dir, nodes: [Node { child: None }, Node { child: None }], data_size: Sectors(0) };
         for node in 0..2 {
             fs::create_dir(cluster.run_dir(node))?;
             let path = cluster.disk(node);

@@ -74,7 +74,12 @@ fn bytes_of(blocks: usize) -> u64 {
 /// Starts both nodes, makes the first one Primary, and waits until the second one has its data.
 pub fn first_sync(cluster: &mut Cluster) -> Result<(), Failure> {
     let size = cluster.data_size.bytes();
-    step(&format!("two nodes, {} and {}, each with a disk of {} MiB and fresh metadata", HOSTS[0], HOSTS[1], size >> 20));
+    step(&format!(
+        "two nodes, {} and {}, each with a disk of {} MiB and fresh metadata",
+        HOSTS[0],
+        HOSTS[1],
+        size >> 20
+    ));
     for node in [ALPHA, BETA] {
         cluster.start(node)?;
     }
@@ -216,7 +221,11 @@ fn cut_and_heal(cluster: &Cluster, model: &mut Model, dice: &mut Dice) -> Result
     })?;
     let time = started.map(|at| at.elapsed()).unwrap_or_default();
     cluster.wait(BETA, "the end of the resync", both_up_to_date)?;
-    done(&format!("resync of {total_kib} KiB of {} MiB in {:.2} s", cluster.data_size.bytes() >> 20, time.as_secs_f64()));
+    done(&format!(
+        "resync of {total_kib} KiB of {} MiB in {:.2} s",
+        cluster.data_size.bytes() >> 20,
+        time.as_secs_f64()
+    ));
     if total_kib != alone.out_of_sync_kib {
         return fail(format!("{} KiB were marked, the resync had {total_kib} KiB", alone.out_of_sync_kib));
     }
@@ -235,7 +244,7 @@ fn crash_and_fail_over(cluster: &mut Cluster, model: &mut Model, dice: &mut Dice
         Ok(())
     });
     if !killed {
-        return Err(ended.err().unwrap_or(Failure("the writes ended before the crash".to_owned())));
+        return Err(ended.err().unwrap_or_else(|| Failure("the writes ended before the crash".to_owned())));
     }
     done(&format!("{BLOCKS_UNTIL_CRASH} writes were acknowledged, {} were in flight", client.in_flight()));
     drop(client);
