@@ -244,7 +244,7 @@ fn crash_and_fail_over(cluster: &mut Cluster, model: &mut Model, dice: &mut Dice
         Ok(())
     });
     if !killed {
-        return Err(ended.err().unwrap_or(Failure("the writes ended before the crash".to_owned())));
+        return Err(ended.err().unwrap_or_else(|| Failure("the writes ended before the crash".to_owned())));
     }
     done(&format!("{BLOCKS_UNTIL_CRASH} writes were acknowledged, {} were in flight", client.in_flight()));
     drop(client);
