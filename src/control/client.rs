@@ -30,15 +30,18 @@ pub enum ClientError {
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotRunning { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
-                write!(f, "cannot talk to udrbd at {}: {source}; run this as root or as udrbd's user", path.display())
+            Self::NotRunning { path, source } => {
+                let (path, why) = (path.display(), source.to_string());
+                let why = why.split(" (os error").next().unwrap_or_default();
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    return write!(f, "cannot talk to udrbd at {path}: {why}; run this as root or as udrbd's user");
+                }
+                write!(
+                    f,
+                    "udrbd does not run: nobody answers at {path} ({why}); start udrbd, or name its socket with --socket"
+                )
             }
-            Self::NotRunning { path, source } => write!(
-                f,
-                "udrbd does not run: nobody answers at {} ({source}); start udrbd, or name its socket with --socket",
-                path.display()
-            ),
-            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => f.write_str("udrbd ended before it answered"),
+            Self::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => f.write_str("udrbd closed the connection"),
             Self::Io(e) => write!(f, "the connection to udrbd broke: {e}"),
             Self::Protocol(text) => write!(f, "the answer of udrbd cannot be understood: {text}"),
         }

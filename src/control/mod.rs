@@ -17,6 +17,8 @@ pub mod render;
 #[cfg(feature = "drivers")]
 pub mod server;
 pub mod status;
+#[cfg(all(test, feature = "drivers"))]
+mod tests;
 
 pub use error::{ErrorKind, ErrorReply};
 pub use proto::{Reply, Request};

@@ -313,15 +313,18 @@ impl Engine {
         if let Some(disk) = vol.disk.as_mut() {
             let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
             let fresh = (lonely && disk.sb.bitmap.0 == 0) || forced;
-            let ids = disk.ids().with_role(true);
-            disk.set_ids(ids);
             // No write is admitted before the primary indicator is durable.
             vol.promoting = Some(id);
             if forced {
                 self.log(Level::Warn, Some(v), "Forced to consider local data as UpToDate!");
             }
+            // The generation before the promotion goes into the bitmap slot without the Primary bit.
             if fresh {
                 self.new_current_uuid(v);
+            }
+            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+                let ids = disk.ids().with_role(true);
+                disk.set_ids(ids);
             }
         }
         if let Some(opts) = self.conn.opts.as_mut() {

@@ -41,6 +41,7 @@ mod liveness;
 mod md;
 mod ops;
 mod parameters;
+mod peer_read;
 mod peer_request;
 mod peer_state;
 mod ranges;

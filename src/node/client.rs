@@ -143,7 +143,7 @@ pub fn complete(core: &Core, waiter: Waiter, result: ClientResult) {
             if let Some(split) = core.splits.borrow_mut().get_mut(index) {
                 split.under_way -= 1;
                 if let Err(error) = result {
-                    split.error.get_or_insert(errno_of(error));
+                    split.error.get_or_insert_with(|| errno_of(error));
                 }
             }
             feed(core, index);

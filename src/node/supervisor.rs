@@ -69,3 +69,33 @@ fn on_panic(info: &PanicHookInfo<'_>) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_task_is_noticed_by_its_own_thread_only() {
+        install_panic_hook();
+        let shard = |fails: bool| {
+            std::thread::spawn(move || {
+                let poison = Poison::of_this_thread();
+                let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+                tokio::task::LocalSet::new().block_on(&runtime, async move {
+                    let task = tokio::task::spawn_local(async move { assert!(!fails, "on purpose") });
+                    let ended = task.await.is_ok();
+                    tokio::select! {
+                        biased;
+                        text = poison.panicked() => Some(text),
+                        () = std::future::ready(()) => { assert!(ended); None }
+                    }
+                })
+            })
+        };
+        let (good, bad) = (shard(false), shard(true));
+        assert_eq!(good.join().expect("no panic"), None);
+        let text = bad.join().expect("caught").expect("noticed");
+        assert!(text.starts_with("on purpose at "), "{text}");
+        let _ = std::panic::take_hook();
+    }
+}

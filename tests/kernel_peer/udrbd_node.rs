@@ -108,8 +108,15 @@ impl UdrbdNode {
     /// `drbdctl ARGS` (words without blanks), which must succeed.
     pub fn drbdctl(&self, args: &str) -> Result<String, LabError> {
         let (_, tool) = programs();
-        let mut command = Command::new("timeout");
-        command.arg("60").arg(tool).arg("-c").arg(&self.conf).args(["--hostname", Self::NAME]);
+        // In the lab's network: drbdctl checks, as drbdadm does, that this host has the configured address.
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.netns.display()))
+            .args(["timeout", "60"])
+            .arg(tool)
+            .arg("-c")
+            .arg(&self.conf)
+            .args(["--hostname", Self::NAME]);
         command.arg("--socket").arg(self.dir.join("control.sock")).args(args.split_whitespace());
         run(&mut command, &format!("drbdctl {args}"))
     }

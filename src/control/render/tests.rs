@@ -125,7 +125,7 @@ fn model(proc: &str, sizes: &BTreeMap<u32, u64>) -> Status {
             al_suspended: flags[5] == 's',
             open_count: 0,
             epochs: number(counters, "ep"),
-            sync: (!progress.is_empty()).then(|| Sync {
+            sync: (!progress.is_empty()).then_some(Sync {
                 total_kib: 0,
                 left_kib: 0,
                 permille: 0,
@@ -146,7 +146,7 @@ fn model(proc: &str, sizes: &BTreeMap<u32, u64>) -> Status {
                 suspended: Suspended { user: flags[0] == 's', ..Suspended::default() },
                 write_ordering: if field(counters, "wo") == "f" { "flush" } else { "drain" }.to_owned(),
                 connection_state: state.min(ConnState::WfReportParams),
-                connection: (state != ConnState::StandAlone).then(|| Connection {
+                connection: (state != ConnState::StandAlone).then_some(Connection {
                     peer_name: None,
                     peer_role: volume.peer_role,
                     protocol,
@@ -194,10 +194,13 @@ fn proc_drbd_is_the_kernels() {
 #[test]
 fn status_is_drbdsetups() {
     for (name, file) in STILL {
-        let verbose = section(file, "drbdsetup status --verbose --statistics").expect("status");
-        let status = model(&section(file, "cat /proc/drbd").expect("proc"), &sizes(&verbose));
+        let verbose = section(file, "drbdsetup status --verbose --statistics");
+        let sizes = verbose.as_deref().map(sizes).unwrap_or_default();
+        let status = model(&section(file, "cat /proc/drbd").expect("proc"), &sizes);
         let options = TextOptions { verbose: true, statistics: true, ..TextOptions::default() };
-        assert_eq!(text::status(&status, &options), verbose, "{name}");
+        if let Some(verbose) = verbose {
+            assert_eq!(text::status(&status, &options), verbose, "{name}");
+        }
         if let Some(plain) = section(file, "drbdsetup status") {
             assert_eq!(text::status(&status, &TextOptions::default()), plain, "{name}");
         }
@@ -205,8 +208,14 @@ fn status_is_drbdsetups() {
             [("drbdsetup events2 --now --statistics", true), ("drbdsetup events2 --now", false)]
         {
             if let Some(recorded) = section(file, command) {
-                let mut lines = exists(&status, statistics).join("\n");
-                lines.push_str("\nexists -\n");
+                let mut lines = exists(&status, statistics);
+                lines.push("exists -".to_owned());
+                let mut recorded: Vec<_> = recorded.lines().collect();
+                if name.starts_with("17") {
+                    // The kernel lists resources in the order in which they were made.
+                    lines.sort_unstable();
+                    recorded.sort_unstable();
+                }
                 assert_eq!(lines, recorded, "{name}: {command}");
             }
         }

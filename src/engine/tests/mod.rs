@@ -1,9 +1,11 @@
 //! Two engines back to back: the handshake, writes under every protocol, cuts, crashes and resyncs.
 
+mod crash;
 mod pair;
 mod storm;
 
-use pair::{A, B, MIB, Pair, V, range};
+use crash::range;
+use pair::{A, B, MIB, Pair, V};
 
 use crate::engine::action::{ClientError, CommandError};
 use crate::engine::event::{ClientRequest, Command};

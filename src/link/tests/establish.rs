@@ -427,6 +427,24 @@ fn a_pair_that_dies_before_it_counts_is_replaced() {
 }
 
 #[test]
+fn a_dead_meta_socket_does_not_count() {
+    shard(async {
+        let (x, y) = addresses();
+        let a = Node::started(config(x, y));
+        let _guard = Guard(vec![a.clone()]);
+        let Script { data, meta, .. } = Script::open(y, x).await;
+        drop(meta);
+        let mut meta = dial(y, x).await;
+        put(&mut meta, &Packet::InitialMeta, &Agreed::initial()).await;
+        let mut peer = Script::over(data, meta);
+        assert!(peer.features(Features::own()).await);
+        a.up().await;
+        peer.put_meta(&Packet::Ping).await;
+        assert_eq!(a.packet().await.2, Packet::Ping);
+    });
+}
+
+#[test]
 fn an_address_in_use_is_error_102() {
     shard(async {
         let (x, y) = addresses();

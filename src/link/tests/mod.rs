@@ -367,8 +367,16 @@ struct Script {
 
 /// A connection as the peer opens it; again until the node listens.
 async fn dial(from: SocketAddr, to: SocketAddr) -> TcpStream {
+    dial_with(from, to, None).await
+}
+
+/// The same, with a receive buffer of so many bytes.
+async fn dial_with(from: SocketAddr, to: SocketAddr, rcvbuf: Option<u32>) -> TcpStream {
     loop {
         let socket = TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = rcvbuf {
+            socket.set_recv_buffer_size(bytes).unwrap();
+        }
         socket.bind(SocketAddr::new(from.ip(), 0)).unwrap();
         if let Ok(stream) = socket.connect(to).await {
             stream.set_nodelay(true).unwrap();
@@ -407,7 +415,11 @@ async fn closed(stream: &mut TcpStream) {
 impl Script {
     /// Opens both sockets towards `node`, without a listener of its own. The features are still to come.
     async fn open(own: SocketAddr, node: SocketAddr) -> Self {
-        let mut data = dial(own, node).await;
+        Self::open_with(own, node, None).await
+    }
+
+    async fn open_with(own: SocketAddr, node: SocketAddr, rcvbuf: Option<u32>) -> Self {
+        let mut data = dial_with(own, node, rcvbuf).await;
         put(&mut data, &Packet::InitialData, &Agreed::initial()).await;
         let mut meta = dial(own, node).await;
         put(&mut meta, &Packet::InitialMeta, &Agreed::initial()).await;
@@ -441,6 +453,14 @@ impl Script {
     /// Up to the established link.
     async fn up(own: SocketAddr, node: &Node, node_addr: SocketAddr) -> Self {
         let mut script = Self::open(own, node_addr).await;
+        assert!(script.features(Features::own()).await);
+        node.up().await;
+        script
+    }
+
+    /// The same; the peer's system takes in little before it is read.
+    async fn up_slow(own: SocketAddr, node: &Node, node_addr: SocketAddr) -> Self {
+        let mut script = Self::open_with(own, node_addr, Some(16 << 10)).await;
         assert!(script.features(Features::own()).await);
         node.up().await;
         script

@@ -247,7 +247,7 @@ fn what_is_queued_is_sent_before_a_close() {
         let (x, y) = addresses();
         let a = Node::started(LinkConfig { sndbuf_bytes: 64 << 10, timeout: PATIENCE, ..config(x, y) });
         let _guard = Guard(vec![a.clone()]);
-        let mut peer = Script::up(y, &a, x).await;
+        let mut peer = Script::up_slow(y, &a, x).await;
         // What nobody reads, more than the reader stages, must not reset the connection under the last words.
         a.0.wants_data.set(false);
         peer.put_data(&state()).await;
