@@ -317,7 +317,8 @@ impl Node {
 
     /// The requests that bring the resource up.
     pub fn up_requests(&self) -> Vec<Request> {
-        let resource = startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
+        let resource =
+            startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
         let [resource] = resource.as_slice() else { panic!("one resource") };
         startup::requests(resource).expect("a peer")
     }
@@ -398,9 +399,7 @@ impl Node {
 
     /// Waits until the connection is given up.
     pub fn wait_standalone(&self) {
-        self.wait("StandAlone", |resource| {
-            resource.volumes.iter().all(|volume| volume.state == ConnState::StandAlone)
-        });
+        self.wait("StandAlone", |resource| resource.volumes.iter().all(|volume| volume.state == ConnState::StandAlone));
     }
 
     pub fn is_primary(&self) -> bool {
