@@ -48,6 +48,11 @@ pub const PEER_REQUESTS_MAX: usize = 4096;
 pub const EPOCH_FLUSH_WRITES: u32 = 256;
 /// Delay after which they are flushed at the latest, in milliseconds.
 pub const EPOCH_FLUSH_DELAY_MS: u64 = 10;
+/// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
+/// of the peer's flush delay.
+pub const BARRIER_DELAY_MS: u64 = 5;
+/// Most resync answers that a target may leave unacknowledged; twice what the largest `max-buffers` of a kernel allows.
+pub const RESYNC_UNACKED_MAX: usize = 131_072;
 /// Largest resync request of our own, in bytes.
 pub const RESYNC_REQUEST_BYTES: u64 = 512 << 10;
 /// Resync data asked for and not yet on disk, in bytes.
@@ -57,3 +62,47 @@ pub const LAZY_BITMAP_DELAY_MS: u64 = 2000;
 
 const _: () = assert!(RESYNC_REQUEST_BYTES <= REQUEST_BYTES_MAX_V100 as u64);
 const _: () = assert!(RESYNC_IN_FLIGHT_BYTES >= RESYNC_REQUEST_BYTES);
+/// Smallest addressable unit of an NBD export, in bytes: the logical block size.
+pub const NBD_BLOCK_BYTES_MIN: u32 = 512;
+/// Alignment that an NBD client should prefer, in bytes: one bitmap bit.
+pub const NBD_BLOCK_BYTES_PREFERRED: u32 = 4096;
+/// Largest NBD read or write, in bytes: what every client may use without asking (proto.md, "Size constraints").
+pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// Largest payload of a refused NBD write that is read and thrown away to keep the connection, in bytes; a larger one ends
+/// it. Arbitrary: twice the legal maximum, as nbdkit does.
+pub const NBD_DRAIN_BYTES_MAX: u32 = 2 * NBD_PAYLOAD_BYTES_MAX;
+/// Longest string in the NBD protocol, in bytes (proto.md, "Conventions").
+pub const NBD_STRING_BYTES_MAX: usize = 4096;
+/// Longest data of one negotiation option, in bytes: an export name and a handful of queries or information requests.
+pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
+/// Options that one client may send. Arbitrary: enough to list and describe a thousand exports over one connection.
+pub const NBD_OPTION_COUNT_MAX: u32 = 4096;
+/// Bytes that one client may send before the transmission phase; bounds the work, not the memory.
+pub const NBD_NEGOTIATION_BYTES_MAX: u32 = 256 << 10;
+/// Time from accepting a connection to the transmission phase, in milliseconds.
+pub const NBD_NEGOTIATION_MS_MAX: u64 = 5000;
+/// Connections that negotiate at the same time; more wait in the kernel's backlog.
+pub const NBD_NEGOTIATIONS_MAX: usize = 64;
+/// Requests in flight on one NBD connection. Clients: fio 32 and more, nbdcopy 64, qemu 16, the kernel 128.
+pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
+/// Payload bytes in flight on one NBD connection, requests and unsent replies together; one request is always admitted.
+/// nbdcopy keeps 64 requests of 256 KiB.
+pub const NBD_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
+/// Bytes of reply headers and error texts that wait for a client that does not read; arbitrary, far more than the requests in
+/// flight need.
+pub const NBD_REPLY_HEAD_BYTES_MAX: usize = 64 << 10;
+/// Payload up to this length is received together with what follows it and copied once, in bytes. Origin: measured with
+/// straw servers, a batch with one copy costs a third of a receive per request.
+pub const NBD_COPY_BYTES_MAX: usize = 32 << 10;
+/// Bytes that are received at once from an NBD client: 32 requests of 4 KiB.
+pub const NBD_STAGING_BYTES: usize = 136 << 10;
+
+const _: () = assert!(NBD_BLOCK_BYTES_MIN as u64 == SECTOR_SIZE);
+const _: () = assert!(NBD_BLOCK_BYTES_PREFERRED as u64 == BM_BLOCK_BYTES);
+const _: () = assert!(NBD_COPY_BYTES_MAX <= REQUEST_BYTES_MAX_V100 as usize);
+const _: () =
+    assert!(NBD_STAGING_BYTES > 2 * (NBD_COPY_BYTES_MAX + 28), "a request with a copied payload fits behind any other");
+const _: () = assert!(
+    NBD_OPTION_BYTES_MAX as usize >= 2 * NBD_STRING_BYTES_MAX,
+    "an export name and a query of full length fit into one option"
+);

@@ -3,6 +3,8 @@
 //! Differences that are ours on purpose, and left out of the comparison: the flags in a dump (drbdmeta 9.22 always shows
 //! 0), a ring whose first block alone is torn (we initialise it again), a restored ring (we initialise it).
 
+#![cfg(feature = "drivers")]
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

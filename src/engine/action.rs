@@ -7,7 +7,6 @@ use smallvec::SmallVec;
 use crate::engine::event::{CommandId, LinkNr, OpId, RequestId, Socket, Timer};
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
-use crate::wire::digest::DigestAlg;
 use crate::wire::packet::Packet;
 use crate::wire::state::StateResult;
 
@@ -93,13 +92,6 @@ pub enum LinkAction {
     },
     /// Stop trying to connect (StandAlone).
     Stop,
-    /// From the next packet on, these digests travel with data.
-    Digests {
-        /// What the peer puts into its data packets.
-        receive: Option<DigestAlg>,
-        /// What this node puts in.
-        send: Option<DigestAlg>,
-    },
 }
 
 /// Something that people and event streams want to know.

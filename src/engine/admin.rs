@@ -7,29 +7,26 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, CommandError, Level, LinkAction};
-use crate::engine::connection::{LinkEnd, PeerQuestion};
+use crate::engine::action::{Action, CommandError, Level};
+use crate::engine::connection::PeerQuestion;
 use crate::engine::event::{Command, CommandId, Timer};
 use crate::engine::md::MdDone;
-use crate::engine::options::NetOptions;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
-use crate::engine::volume::Volume;
-use crate::units::{Sectors, VolumeNr};
+use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
-use crate::wire::params::ReplProtocol;
 use crate::wire::state::{ConnState, DiskState, Role, StateResult, StateWord};
 
 /// A command that is under way.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    id: CommandId,
-    volume: VolumeNr,
-    job: Job,
-    wait: Wait,
+    pub(crate) id: CommandId,
+    pub(crate) volume: VolumeNr,
+    pub(crate) job: Job,
+    pub(crate) wait: Wait,
 }
 
 #[derive(Debug)]
-enum Job {
+pub(crate) enum Job {
     Primary { force: bool, forced: bool, tries: u8, waited: bool },
     Secondary,
     Detach { force: bool },
@@ -40,7 +37,7 @@ enum Job {
 
 /// What a command waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
+pub(crate) enum Wait {
     /// Anything: run it again after the next change.
     Change,
     /// The peer's answer.
@@ -52,20 +49,23 @@ enum Wait {
 }
 
 /// Outcome of one attempt to change a state.
-enum Attempt {
+pub(crate) enum Attempt {
     Done(StateResult),
     Refused(StateResult),
     Asked,
 }
 
-const fn err(code: u16) -> CommandError {
+pub(crate) const fn err(code: u16) -> CommandError {
     CommandError::Code { code, detail: String::new() }
 }
 
 impl Engine {
     /// An operator command.
     pub(crate) fn on_command(&mut self, id: CommandId, v: VolumeNr, command: Command) {
-        let connection_wide = matches!(command, Command::Connect(_) | Command::Disconnect { .. } | Command::NetOptions(_) | Command::NewVolume(_));
+        let connection_wide = matches!(
+            command,
+            Command::Connect(_) | Command::Disconnect { .. } | Command::NetOptions(_) | Command::NewVolume(_)
+        );
         if !connection_wide && !self.volumes.contains_key(&v) {
             return self.command_done(id, Err(err(127)));
         }
@@ -81,13 +81,21 @@ impl Engine {
             },
             Command::Detach { force } => return self.start_command(id, v, Job::Detach { force }),
             Command::Connect(opts) => self.connect(*opts),
-            Command::Disconnect { force } => return self.start_command(id, v, Job::Disconnect { force, outdated: false }),
+            Command::Disconnect { force } => {
+                return self.start_command(id, v, Job::Disconnect { force, outdated: false });
+            }
             Command::Primary { force } => {
                 self.request_ping();
                 return self.start_command(id, v, Job::Primary { force, forced: false, tries: 0, waited: false });
             }
             Command::Secondary => return self.start_command(id, v, Job::Secondary),
-            Command::Outdate => return self.start_command(id, v, Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true }),
+            Command::Outdate => {
+                return self.start_command(
+                    id,
+                    v,
+                    Job::Change { change: StateChange::NONE.disk(DiskState::Outdated), retry: true },
+                );
+            }
             Command::Invalidate => return self.invalidate(id, v),
             Command::InvalidateRemote => return self.invalidate_remote(id, v),
             Command::NewCurrentUuid { clear_bitmap } => match self.admin_new_current_uuid(v, clear_bitmap) {
@@ -105,15 +113,15 @@ impl Engine {
         self.command_done(id, result);
     }
 
-    fn command_done(&mut self, id: CommandId, result: Result<(), CommandError>) {
+    pub(crate) fn command_done(&mut self, id: CommandId, result: Result<(), CommandError>) {
         self.out.push(Action::CommandDone { id, result });
     }
 
-    fn start_command(&mut self, id: CommandId, v: VolumeNr, job: Job) {
+    pub(crate) fn start_command(&mut self, id: CommandId, v: VolumeNr, job: Job) {
         self.run(Pending { id, volume: v, job, wait: Wait::Change }, None);
     }
 
-    fn wait_md(&mut self, id: CommandId, v: VolumeNr) {
+    pub(crate) fn wait_md(&mut self, id: CommandId, v: VolumeNr) {
         // The job may have ended within this very call.
         if let Some(at) = self.md_done_early.iter().position(|(done, _)| *done == id) {
             let (_, ok) = self.md_done_early.swap_remove(at);
@@ -141,7 +149,8 @@ impl Engine {
 
     /// Runs the commands again that wait for a change.
     pub(crate) fn recheck(&mut self) {
-        let (ready, rest) = std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Change);
+        let (ready, rest) =
+            std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Change);
         self.commands = rest;
         for pending in ready {
             self.run(pending, None);
@@ -150,20 +159,21 @@ impl Engine {
 
     /// The retry timer of commands fired.
     pub(crate) fn on_command_timer(&mut self) {
-        let (ready, rest) = std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
+        let (ready, rest) =
+            std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
         self.commands = rest;
         for pending in ready {
             self.run(pending, None);
         }
     }
 
-    fn wait(&mut self, mut pending: Pending, wait: Wait) {
+    pub(crate) fn wait(&mut self, mut pending: Pending, wait: Wait) {
         pending.wait = wait;
         self.commands.push(pending);
     }
 
     /// Runs a command as far as it gets. `answer` is the peer's, if it came.
-    fn run(&mut self, mut pending: Pending, answer: Option<StateResult>) {
+    pub(crate) fn run(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
         if !self.volumes.contains_key(&v) && !matches!(pending.job, Job::Disconnect { .. }) {
             return self.command_done(id, Err(err(127)));
@@ -187,7 +197,13 @@ impl Engine {
     }
 
     /// One attempt: asks the peer where it must, makes the change where it may.
-    fn attempt(&mut self, id: CommandId, v: VolumeNr, change: &StateChange, answer: Option<StateResult>) -> Attempt {
+    pub(crate) fn attempt(
+        &mut self,
+        id: CommandId,
+        v: VolumeNr,
+        change: &StateChange,
+        answer: Option<StateResult>,
+    ) -> Attempt {
         match answer {
             Some(code) if !code.is_success() => {
                 let text = format!("Requested state change failed by peer: {} ({})", code.text(), code.code());
@@ -198,7 +214,8 @@ impl Engine {
             None => {
                 let ctx = self.state_context(v);
                 let old = self.state(v);
-                let wide = plan(&old, change, ChangeMode::Hard, &ctx).is_ok_and(|p| !p.nothing && is_cluster_wide(&old, &p.new));
+                let wide = plan(&old, change, ChangeMode::Hard, &ctx)
+                    .is_ok_and(|p| !p.nothing && is_cluster_wide(&old, &p.new));
                 if wide {
                     if let Err(code) = self.check_cluster_wide(v, change) {
                         return Attempt::Refused(code);
@@ -220,7 +237,8 @@ impl Engine {
 
     /// The peer answered a question.
     pub(crate) fn on_answer(&mut self, v: VolumeNr, connection: bool, code: i32) {
-        let Some(question) = self.conn.question.filter(|q| q.connection == connection && (connection || q.volume == v)) else {
+        let Some(question) = self.conn.question.filter(|q| q.connection == connection && (connection || q.volume == v))
+        else {
             return self.peer_error("P_STATE_CHG_REPLY", String::from("nothing was asked"));
         };
         self.conn.question = None;
@@ -236,16 +254,14 @@ impl Engine {
         }
     }
 
-    fn resume(&mut self, question: PeerQuestion, answer: StateResult) {
+    pub(crate) fn resume(&mut self, question: PeerQuestion, answer: StateResult) {
         if let Some(at) = self.commands.iter().position(|c| c.id == question.command && c.wait == Wait::Answer) {
             let pending = self.commands.remove(at);
             self.run(pending, Some(answer));
         }
     }
 
-    // --- role ---
-
-    fn run_primary(&mut self, mut pending: Pending, answer: Option<StateResult>) {
+    pub(crate) fn run_primary(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
         let Job::Primary { force, forced, tries, waited } = &mut pending.job else { return };
         loop {
@@ -267,7 +283,10 @@ impl Engine {
                     return self.wait(pending, Wait::Change);
                 }
                 Attempt::Refused(StateResult::NoUpToDateDisk)
-                    if !*forced && answer.is_none() && ((*force && disk >= DiskState::Inconsistent && disk < DiskState::UpToDate) || disk == DiskState::Consistent) =>
+                    if !*forced
+                        && answer.is_none()
+                        && ((*force && disk >= DiskState::Inconsistent && disk < DiskState::UpToDate)
+                            || disk == DiskState::Consistent) =>
                 {
                     // Without a fencing policy a consistent disk may be considered good.
                     *forced = *force || disk == DiskState::Consistent;
@@ -287,22 +306,25 @@ impl Engine {
         }
     }
 
-    fn promoted(&mut self, id: CommandId, v: VolumeNr, forced: bool) {
+    pub(crate) fn promoted(&mut self, id: CommandId, v: VolumeNr, forced: bool) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.discard_my_data = false;
         let state = vol.state;
         if let Some(disk) = vol.disk.as_mut() {
             let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
             let fresh = (lonely && disk.sb.bitmap.0 == 0) || forced;
-            let ids = disk.ids().with_role(true);
-            disk.set_ids(ids);
             // No write is admitted before the primary indicator is durable.
             vol.promoting = Some(id);
             if forced {
                 self.log(Level::Warn, Some(v), "Forced to consider local data as UpToDate!");
             }
+            // The generation before the promotion goes into the bitmap slot without the Primary bit.
             if fresh {
                 self.new_current_uuid(v);
+            }
+            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+                let ids = disk.ids().with_role(true);
+                disk.set_ids(ids);
             }
         }
         if let Some(opts) = self.conn.opts.as_mut() {
@@ -319,7 +341,7 @@ impl Engine {
         self.wait_md(id, v);
     }
 
-    fn run_secondary(&mut self, pending: Pending) {
+    pub(crate) fn run_secondary(&mut self, pending: Pending) {
         let (id, v) = (pending.id, pending.volume);
         let change = StateChange::NONE.role(Role::Secondary);
         let (state, ctx) = (self.state(v), self.state_context(v));
@@ -359,9 +381,7 @@ impl Engine {
         self.wait_md(id, v);
     }
 
-    // --- disk ---
-
-    fn run_detach(&mut self, mut pending: Pending, answer: Option<StateResult>) {
+    pub(crate) fn run_detach(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
         let Job::Detach { force } = &mut pending.job else { return };
         let force = *force;
@@ -383,267 +403,6 @@ impl Engine {
         }
     }
 
-    // --- connection ---
-
-    fn connect(&mut self, opts: NetOptions) -> Result<(), CommandError> {
-        if self.conn.opts.is_some() || self.conn.state != ConnState::StandAlone {
-            return Err(err(125));
-        }
-        if opts.two_primaries && opts.protocol != ReplProtocol::C {
-            return Err(err(139));
-        }
-        if opts.discard_my_data && self.volumes.values().any(|vol| vol.state.role == Role::Primary) {
-            return Err(err(123));
-        }
-        self.conn.opts = Some(opts);
-        self.set_conn_all(ConnState::Unconnected);
-        self.set_conn_all(ConnState::WfConnection);
-        self.out.push(Action::Link(LinkAction::Start));
-        Ok(())
-    }
-
-    fn run_disconnect(&mut self, mut pending: Pending, answer: Option<StateResult>) {
-        let id = pending.id;
-        let Job::Disconnect { force, outdated } = &mut pending.job else { return };
-        if self.conn.opts.is_none() && self.conn.state == ConnState::StandAlone {
-            // Done, if it was this command's doing; else there was nothing to disconnect.
-            let result = if self.conn.disconnect_expected { Ok(()) } else { Err(CommandError::Code { code: 162, detail: String::from("unknown connection") }) };
-            self.conn.disconnect_expected = false;
-            return self.command_done(id, result);
-        }
-        let change = StateChange::NONE.conn(ConnState::Disconnecting);
-        if !*force && answer.is_none() {
-            for v in self.volume_numbers() {
-                if let Err(code) = plan(&self.state(v), &change, ChangeMode::Soft, &self.state_context(v)) {
-                    if code == StateResult::InTransientState && self.conn.link.is_some() {
-                        return self.wait(pending, Wait::Change);
-                    }
-                    if !matches!(code, StateResult::AlreadyStandalone | StateResult::InTransientState) {
-                        return self.command_done(id, Err(CommandError::State(code)));
-                    }
-                }
-            }
-        }
-        let connected = self.conn.link.is_some() && self.conn.state == ConnState::WfReportParams;
-        if connected && !*force {
-            match answer {
-                None if self.conn.question.is_some() => return self.wait(pending, Wait::Change),
-                None => return self.ask_disconnect(pending, false),
-                Some(code) if code.is_success() => {
-                    if *outdated {
-                        for v in self.volume_numbers() {
-                            if self.state(v).disk > DiskState::Outdated {
-                                self.force(v, &StateChange::NONE.conn(ConnState::Disconnecting).disk(DiskState::Outdated));
-                            }
-                        }
-                    }
-                }
-                // A Primary with a fencing policy wants to see this node outdated before it goes.
-                Some(code) if code == StateResult::PrimaryNop && !*outdated => {
-                    *outdated = true;
-                    return self.ask_disconnect(pending, true);
-                }
-                Some(StateResult::UnknownError) => {}
-                Some(code) => {
-                    let text = format!("Requested state change failed by peer: {} ({})", code.text(), code.code());
-                    self.log(Level::Warn, None, text);
-                    return self.command_done(id, Err(CommandError::State(StateResult::CwFailedByPeer)));
-                }
-            }
-        }
-        self.conn.disconnect_expected = true;
-        self.drop_link(ConnState::Disconnecting);
-        self.wait(pending, Wait::Change);
-    }
-
-    fn ask_disconnect(&mut self, pending: Pending, outdated: bool) {
-        let mut change = StateChange::NONE.conn(ConnState::Disconnecting);
-        if outdated {
-            change = change.disk(DiskState::Outdated);
-        }
-        let connection = self.conn.version >= 100;
-        let v = self.volumes.keys().next().copied().unwrap_or_default();
-        self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection });
-        self.conn.disconnect_expected = true;
-        let (mask, val) = (change.mask(), change.val());
-        self.send_data(v, if connection { Packet::ConnStChgReq { mask, val } } else { Packet::StateChgReq { mask, val } });
-        self.wait(pending, Wait::Answer);
-    }
-
-    fn net_options(&mut self, opts: NetOptions) -> Result<(), CommandError> {
-        if self.conn.opts.is_none() {
-            return Err(CommandError::Code { code: 162, detail: String::from("unknown connection") });
-        }
-        if opts.two_primaries && opts.protocol != ReplProtocol::C {
-            return Err(err(139));
-        }
-        let connected = self.conn.state >= ConnState::WfReportParams;
-        if connected && self.conn.version < 100 {
-            return Err(err(163));
-        }
-        self.epochs.close();
-        self.send_due_barrier();
-        self.conn.opts = Some(opts);
-        if connected {
-            self.send_protocol_update();
-            for v in self.volume_numbers() {
-                self.send_sync_param(v);
-            }
-        }
-        Ok(())
-    }
-
-    // --- volumes and options ---
-
-    fn new_volume(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
-        if self.volumes.contains_key(&v) {
-            return Err(err(161));
-        }
-        let mut vol = Volume::new(v, opts);
-        vol.state.conn = self.conn.state;
-        self.volumes.insert(v, vol);
-        if self.conn.link.is_some() {
-            self.send_volume_parameters(v);
-        }
-        Ok(())
-    }
-
-    fn del_volume(&mut self, v: VolumeNr) -> Result<(), CommandError> {
-        let Some(vol) = self.volumes.get(&v) else { return Err(err(127)) };
-        let idle = vol.state.disk == DiskState::Diskless && vol.disk.is_none() && vol.state.role == Role::Secondary && vol.open_count == 0;
-        if !idle || self.conn.link.is_some() {
-            return Err(err(160));
-        }
-        self.volumes.remove(&v);
-        Ok(())
-    }
-
-    fn disk_options(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
-        let now = self.now;
-        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
-        if vol.disk.is_none() {
-            return Err(err(138));
-        }
-        if let Some(resync) = vol.resync.as_mut() {
-            resync.set_rate(now, opts.resync_rate);
-            self.resync_kick.insert(v);
-        }
-        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
-        if let Some(disk) = vol.disk.as_mut() {
-            disk.al.set_updates(opts.al_updates);
-        }
-        // The activity log keeps its size until the next attach.
-        vol.opts = opts;
-        self.update_md_flags(v);
-        if self.conn.link.is_some() {
-            self.send_sync_param(v);
-        }
-        Ok(())
-    }
-
-    // --- resync ---
-
-    fn invalidate(&mut self, id: CommandId, v: VolumeNr) {
-        let state = self.state(v);
-        if state.conn == ConnState::StandAlone && state.role == Role::Secondary {
-            if let Err(code) = self.change(v, &StateChange::NONE.disk(DiskState::Inconsistent), ChangeMode::Soft) {
-                return self.command_done(id, Err(CommandError::State(code)));
-            }
-            return self.set_all_and_write(id, v);
-        }
-        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true });
-    }
-
-    fn invalidate_remote(&mut self, id: CommandId, v: VolumeNr) {
-        let state = self.state(v);
-        if state.conn == ConnState::StandAlone && state.role == Role::Primary {
-            if let Err(code) = self.change(v, &StateChange::NONE.pdsk(DiskState::Inconsistent), ChangeMode::Soft) {
-                return self.command_done(id, Err(CommandError::State(code)));
-            }
-            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-                let waiting = disk.al.suspend();
-                for key in waiting {
-                    self.al_bypassed(key);
-                }
-                self.log(Level::Info, Some(v), "Suspended AL updates");
-            }
-            return self.set_all_and_write(id, v);
-        }
-        self.start_command(id, v, Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true });
-    }
-
-    fn set_all_and_write(&mut self, id: CommandId, v: VolumeNr) {
-        if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-            disk.bitmap.set_all();
-        }
-        self.md_bitmap(v, true, Some(MdDone::Command(id)));
-        self.wait_md(id, v);
-    }
-
-    fn pause_sync(&mut self, v: VolumeNr) -> Result<(), CommandError> {
-        if self.state(v).user_isp {
-            return Err(err(134));
-        }
-        self.force(v, &StateChange::NONE.user_isp(true));
-        Ok(())
-    }
-
-    fn resume_sync(&mut self, v: VolumeNr) -> Result<(), CommandError> {
-        let state = self.state(v);
-        if !state.user_isp {
-            let paused = matches!(state.conn, ConnState::PausedSyncS | ConnState::PausedSyncT);
-            return Err(err(if paused && state.aftr_isp {
-                156
-            } else if paused && state.peer_isp {
-                157
-            } else {
-                135
-            }));
-        }
-        self.force(v, &StateChange::NONE.user_isp(false));
-        self.resync_kick.insert(v);
-        Ok(())
-    }
-
-    /// `new-current-uuid` (behaviour.md 4.5).
-    fn admin_new_current_uuid(&mut self, v: VolumeNr, clear_bitmap: bool) -> Result<(), CommandError> {
-        let version = self.conn.version;
-        let random = self.rng.gen_id();
-        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
-        let state = vol.state;
-        let Some(disk) = vol.disk.as_mut().filter(|_| state.disk >= DiskState::Inconsistent) else { return Err(err(138)) };
-        let just_created = disk.sb.current.masked() == crate::units::GenId::JUST_CREATED.0;
-        let skip_sync = state.conn == ConnState::Connected && version >= 90 && just_created && clear_bitmap;
-        if state.conn != ConnState::StandAlone && !skip_sync {
-            return Err(err(151));
-        }
-        let ids = disk.ids().admin_new_current(random.0, state.role == Role::Primary);
-        disk.set_ids(ids);
-        vol.exposed = ids.current;
-        if clear_bitmap {
-            disk.bitmap.clear_all();
-            if disk.al.suspended() {
-                disk.al.resume();
-            }
-        }
-        self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
-        if skip_sync {
-            self.log(Level::Info, Some(v), "Preparing to skip initial sync");
-            // The peer makes itself equal on this word alone: it may only hear it when it is durable here.
-            let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return Err(err(138)) };
-            let ids = disk.ids().clear_bitmap();
-            self.send_uuids_skip_sync(v);
-            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-                disk.set_ids(ids);
-            }
-            self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
-            self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
-        }
-        Ok(())
-    }
-
-    // --- the peer asks ---
-
     /// The peer asks for a change of one volume.
     pub(crate) fn on_state_request(&mut self, v: VolumeNr, mask: StateWord, val: StateWord) {
         if self.conn.resolve_conflicts && self.conn.question.is_some() {
@@ -660,62 +419,5 @@ impl Engine {
             Ok(code) | Err(code) => code,
         };
         self.send_meta(v, Packet::StateChgReply(code.code()));
-    }
-
-    /// The peer asks for a change of the connection: to disconnect.
-    pub(crate) fn on_connection_request(&mut self, mask: StateWord, val: StateWord) {
-        let v = VolumeNr(0);
-        if self.conn.resolve_conflicts && self.conn.question.is_some() {
-            return self.send_meta(v, Packet::ConnStChgReply(StateResult::ConcurrentStChg.code()));
-        }
-        let asked = StateChange::from_words(mask, val).filter(|_| is_acceptable_peer_request(mask, val));
-        match asked.map(|c| c.mirror()) {
-            Some(change) if change.conn == Some(ConnState::TearDown) => self.on_disconnect_request(&change, true, v),
-            _ => self.send_meta(v, Packet::ConnStChgReply(StateResult::NotSupported.code())),
-        }
-    }
-
-    fn on_disconnect_request(&mut self, change: &StateChange, connection: bool, v: VolumeNr) {
-        let reply = |code: StateResult| {
-            if connection { Packet::ConnStChgReply(code.code()) } else { Packet::StateChgReply(code.code()) }
-        };
-        // "Outdate yourself" must not lift a disk that is worse than that.
-        let for_volume = |engine: &Self, v: VolumeNr| {
-            let mut change = *change;
-            if change.disk == Some(DiskState::Outdated) && engine.state(v).disk < DiskState::Outdated {
-                change.disk = None;
-            }
-            change
-        };
-        for each in self.volume_numbers() {
-            let change = for_volume(self, each);
-            if let Err(code) = plan(&self.state(each), &change, ChangeMode::Soft, &self.state_context(each)) {
-                return self.send_meta(v, reply(code));
-            }
-        }
-        self.send_meta(v, reply(StateResult::Success));
-        for each in self.volume_numbers() {
-            let change = for_volume(self, each);
-            self.force(each, &change);
-        }
-        self.log(Level::Info, None, "the peer disconnects");
-        self.conn.disconnect_expected = true;
-        self.conn.state = ConnState::TearDown;
-        if self.conn.end.is_none() {
-            self.conn.end = Some(LinkEnd::Restart);
-        }
-    }
-
-    /// A client opened a volume.
-    pub(crate) fn on_opened(&mut self, v: VolumeNr, open: bool) {
-        if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.open_count = if open { vol.open_count + 1 } else { vol.open_count.saturating_sub(1) };
-        }
-        self.recheck_commands = true;
-    }
-
-    /// The size for a status line.
-    pub(crate) fn size_of(&self, v: VolumeNr) -> Sectors {
-        self.volumes.get(&v).map_or(Sectors(0), |vol| vol.size)
     }
 }

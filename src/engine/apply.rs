@@ -48,7 +48,12 @@ impl Engine {
     }
 
     /// Plans and makes a change of one volume.
-    pub(crate) fn change(&mut self, v: VolumeNr, change: &StateChange, mode: ChangeMode) -> Result<StateResult, StateResult> {
+    pub(crate) fn change(
+        &mut self,
+        v: VolumeNr,
+        change: &StateChange,
+        mode: ChangeMode,
+    ) -> Result<StateResult, StateResult> {
         let Some(vol) = self.volumes.get(&v) else { return Err(StateResult::UnknownError) };
         let planned = plan(&vol.state, change, mode, &self.state_context(v))?;
         if planned.nothing {
@@ -124,7 +129,7 @@ impl Engine {
             }
             SideEffect::StartVerify { driver } => {
                 if !driver {
-                    vol.verify = Some(crate::engine::verify::VerifyTarget::new(vol.size));
+                    vol.verify = Some(crate::engine::verify::VerifyTarget::new(now, vol.size));
                 }
             }
             SideEffect::UpdateMdFlags => self.update_md_flags(v),
@@ -254,8 +259,8 @@ impl Engine {
     }
 
     /// A metadata job is done: go on with what waited for it.
-    pub(crate) fn md_continue(&mut self, v: VolumeNr, done: MdDone, ok: bool) {
-        match done {
+    pub(crate) fn md_continue(&mut self, v: VolumeNr, done: &MdDone, ok: bool) {
+        match *done {
             MdDone::Al(tr_number) => self.on_al_written(v, tr_number, ok),
             MdDone::Gate => {
                 if let Some(vol) = self.volumes.get_mut(&v) {

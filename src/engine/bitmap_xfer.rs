@@ -12,6 +12,7 @@ use crate::units::VolumeNr;
 use crate::wire::bitmap::{BitSink, BitSource, BitmapReceiver, BitmapSender, Progress, SendStep};
 use crate::wire::error::BitmapFault;
 use crate::wire::feature::Version;
+use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
 
 /// Words scanned in one slice: well under a millisecond.
@@ -50,15 +51,26 @@ impl BitSink for Merge<'_> {
 impl Engine {
     /// The bitmap of this volume is to be sent as soon as the packets before it are queued.
     pub(crate) fn start_bitmap(&mut self, v: VolumeNr) {
+        // What the peer made of writes sent before is in the bitmap, or nowhere: wait for their barrier.
+        self.epochs.close();
+        self.send_due_barrier();
+        let after = self.epochs.last();
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.send_bitmap = true;
+            vol.bitmap_after = after;
+        }
+        if self.conn.relaxed_epochs && self.epochs.last().is_some() {
+            self.send_data(v, Packet::UnplugRemote);
         }
     }
 
     /// Sends a slice of the bitmap that is due, if one is.
     pub(crate) fn pump_bitmap(&mut self) {
         if self.bitmap_tx.is_none() {
-            let Some(v) = self.volumes.values().find(|vol| vol.send_bitmap).map(|vol| vol.nr) else { return };
+            let due = |vol: &&super::volume::Volume| {
+                vol.send_bitmap && vol.bitmap_after.is_none_or(|nr| self.epochs.is_retired(nr))
+            };
+            let Some(v) = self.volumes.values().find(due).map(|vol| vol.nr) else { return };
             if self.conn.link.is_none() || self.data_held() {
                 return;
             }

@@ -10,20 +10,15 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
-use crate::engine::md::MdDone;
 use crate::engine::options::NetOptions;
-use crate::engine::request::AckDue;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
-use crate::units::{GenId, Sectors, SeqNr, Timestamp, VolumeNr};
+use crate::units::{SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::DpFlags;
 use crate::wire::digest::DigestAlg;
-use crate::wire::feature::{FeatureFlags, Version};
 use crate::wire::packet::Packet;
-use crate::wire::params::{ConnFlags, Controller, Protocol, ReplProtocol, SyncParam};
-use crate::wire::sizes::{DdsFlags, QueueLimits, Sizes};
-use crate::wire::state::{ConnState, DiskState};
-use crate::wire::uuids::{UuidFlags, Uuids};
+use crate::wire::params::ReplProtocol;
+use crate::wire::state::ConnState;
 
 /// How a link ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +34,8 @@ pub(crate) enum LinkEnd {
 pub(crate) enum AfterPing {
     /// The target's resync is over.
     TargetFinish(VolumeNr),
+    /// Nothing of an earlier resync is on its way any more: the source starts.
+    SourceStart(VolumeNr),
     /// The source's resync is over.
     SourceFinish(VolumeNr),
     /// The verify is over.
@@ -77,18 +74,19 @@ pub(crate) struct Connection {
     /// Packets queued on the data socket of this link, and how many of them the TCP stack took.
     pub data_queued: u64,
     pub data_sent: u64,
-    sent_progress: Timestamp,
-    awaiting_sent: VecDeque<(u64, u64)>,
-    hold: u32,
-    held: VecDeque<(VolumeNr, Packet)>,
-    pings_sent: u64,
-    pings_answered: u64,
-    ping_at: Option<Timestamp>,
-    meta_received: Timestamp,
-    data_received: Timestamp,
-    ping_waiters: VecDeque<(u64, AfterPing)>,
-    since: Timestamp,
-    request_timer: bool,
+    pub(crate) sent_progress: Timestamp,
+    pub(crate) awaiting_sent: VecDeque<(u64, u64)>,
+    pub(crate) hold: u32,
+    pub(crate) held: VecDeque<(VolumeNr, Packet)>,
+    pub(crate) pings_sent: u64,
+    pub(crate) pings_answered: u64,
+    pub(crate) ping_at: Option<Timestamp>,
+    pub(crate) meta_received: Timestamp,
+    pub(crate) data_received: Timestamp,
+    pub(crate) ping_waiters: VecDeque<(u64, AfterPing)>,
+    pub(crate) since: Timestamp,
+    pub(crate) request_timer: bool,
+    pub(crate) barrier_timer: bool,
 }
 
 impl Connection {
@@ -122,6 +120,7 @@ impl Connection {
             ping_waiters: VecDeque::new(),
             since: Timestamp(0),
             request_timer: false,
+            barrier_timer: false,
         }
     }
 
@@ -147,16 +146,6 @@ impl Connection {
 }
 
 impl Engine {
-    /// Largest read or write request now, in bytes.
-    pub(crate) fn request_bytes_max(&self) -> u32 {
-        let by_version = Version::new(self.conn.version).unwrap_or(Version::MAX).request_bytes_max();
-        if self.conn.version >= 94 {
-            return by_version;
-        }
-        let announced = self.volumes.values().map(|vol| vol.peer.max_bio_bytes).filter(|b| *b >= 4096).min();
-        announced.map_or(by_version, |b| by_version.min(b / 4096 * 4096))
-    }
-
     /// Queues a packet on the data socket; dropped when there is no link.
     pub(crate) fn send_data(&mut self, v: VolumeNr, packet: Packet) {
         if self.conn.link.is_none() {
@@ -239,7 +228,7 @@ impl Engine {
         }
     }
 
-    fn on_link_up(&mut self) {
+    pub(crate) fn on_link_up(&mut self) {
         let now = self.now;
         let conn = &mut self.conn;
         conn.since = now;
@@ -277,139 +266,9 @@ impl Engine {
         self.admit_all();
     }
 
-    fn protocol_packet(&self, discard_my_data: bool) -> Option<Protocol> {
-        let opts = self.conn.opts.as_ref()?;
-        Some(Protocol {
-            protocol: opts.protocol,
-            after_sb_0p: opts.after_sb_0p,
-            after_sb_1p: opts.after_sb_1p,
-            after_sb_2p: opts.after_sb_2p,
-            conn_flags: ConnFlags::NONE
-                .with_if(ConnFlags::DISCARD_MY_DATA, discard_my_data)
-                .with_if(ConnFlags::DRY_RUN, opts.tentative && self.conn.version >= 92),
-            two_primaries: opts.two_primaries,
-            integrity_alg: opts.integrity_alg.clone(),
-        })
-    }
-
-    /// Announces changed settings while connected.
-    pub(crate) fn send_protocol_update(&mut self) {
-        if let Some(protocol) = self.protocol_packet(false) {
-            self.send_data(VolumeNr(0), Packet::ProtocolUpdate(protocol));
-        }
-    }
-
     /// Whether packets for the data socket are held back.
     pub(crate) const fn data_held(&self) -> bool {
         self.conn.hold > 0
-    }
-
-    /// What introduces a volume to the peer (wire.md 4.1 step 5).
-    pub(crate) fn send_volume_parameters(&mut self, v: VolumeNr) {
-        self.send_sync_param(v);
-        self.send_sizes(v, false);
-        if self.volumes.get(&v).is_some_and(|vol| vol.state.disk >= DiskState::Negotiating) {
-            self.send_uuids_now(v);
-        }
-        self.send_state(v);
-    }
-
-    pub(crate) fn send_sync_param(&mut self, v: VolumeNr) {
-        let version = self.conn.version;
-        let (Some(vol), Some(opts)) = (self.volumes.get(&v), self.conn.opts.as_ref()) else { return };
-        let rates = if vol.disk.is_some() { vol.opts.announced } else { super::options::AnnouncedRates::default() };
-        let packet = SyncParam {
-            resync_rate_kib: rates.resync_rate,
-            verify_alg: (version >= 88).then(|| opts.verify_alg.clone()),
-            csums_alg: (version >= 89).then(|| opts.csums_alg.clone()),
-            controller: (version >= 95).then_some(Controller {
-                plan_ahead_ds: rates.c_plan_ahead,
-                delay_target_ds: rates.c_delay_target,
-                fill_target_sectors: rates.c_fill_target,
-                max_rate_kib: rates.c_max_rate,
-            }),
-        };
-        self.send_data(v, Packet::SyncParam(packet));
-    }
-
-    /// Sends `P_SIZES`; `ask` sends a current size of 0, which makes the peer answer.
-    pub(crate) fn send_sizes(&mut self, v: VolumeNr, ask: bool) {
-        let max_bio_size = Version::new(self.conn.version).unwrap_or(Version::MAX).request_bytes_max();
-        let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
-        let Some(vol) = self.volumes.get(&v) else { return };
-        let usable = vol.disk.as_ref().filter(|_| vol.state.disk >= DiskState::Negotiating);
-        let geometry = usable.map(|d| d.geometry);
-        let packet = Sizes {
-            d_size: usable.map_or(Sectors(0), |d| d.capacity),
-            u_size: if usable.is_some() { vol.opts.size } else { Sectors(0) },
-            c_size: if ask { Sectors(0) } else { vol.size },
-            max_bio_size,
-            queue_order_type: 0,
-            dds_flags: DdsFlags::NONE,
-            limits: wsame.then(|| QueueLimits {
-                physical_block_size: geometry.map_or(512, |g| g.physical_block_size),
-                logical_block_size: geometry.map_or(512, |g| g.logical_block_size),
-                alignment_offset: 0,
-                io_min: geometry.map_or(512, |g| g.logical_block_size),
-                io_opt: 0,
-                discard_enabled: geometry.is_some_and(|g| g.discard),
-                discard_zeroes_data: geometry.is_some_and(|g| g.discard_zeroes),
-                write_same_capable: false,
-            }),
-        };
-        self.send_data(v, Packet::Sizes(packet));
-    }
-
-    fn uuids_packet(&mut self, v: VolumeNr, flags: UuidFlags) -> Option<Packet> {
-        let vol = self.volumes.get_mut(&v)?;
-        let disk = vol.disk.as_ref()?;
-        vol.bits_sent = disk.bitmap.count();
-        let flags = flags
-            .with_if(UuidFlags::DISCARD_MY_DATA, vol.discard_my_data)
-            .with_if(UuidFlags::CRASHED_PRIMARY, vol.crashed_primary)
-            .with_if(UuidFlags::INCONSISTENT, vol.attach_disk == DiskState::Inconsistent && vol.state.disk == DiskState::Negotiating);
-        Some(Packet::Uuids(Uuids {
-            current: disk.sb.current,
-            bitmap: disk.sb.bitmap,
-            history: disk.sb.history,
-            bits_set: vol.bits_sent,
-            flags,
-        }))
-    }
-
-    /// Sends the identifiers as they are.
-    pub(crate) fn send_uuids_now(&mut self, v: VolumeNr) {
-        if let Some(packet) = self.uuids_packet(v, UuidFlags::NONE) {
-            self.send_data_now(v, packet);
-        }
-    }
-
-    /// Sends the identifiers with "skip the first sync".
-    pub(crate) fn send_uuids_skip_sync(&mut self, v: VolumeNr) {
-        if let Some(packet) = self.uuids_packet(v, UuidFlags::SKIP_INITIAL_SYNC) {
-            self.send_data(v, packet);
-        }
-    }
-
-    /// Sends the identifiers as soon as they are on stable storage; packets after them wait.
-    pub(crate) fn send_uuids_durably(&mut self, v: VolumeNr) {
-        if self.conn.link.is_none() || self.conn.state < ConnState::WfReportParams {
-            return;
-        }
-        let settled = self.volumes.get(&v).is_some_and(|vol| vol.md.is_idle() && vol.disk.as_ref().is_some_and(|d| !d.sb_dirty));
-        if settled && self.conn.hold == 0 {
-            self.send_uuids_now(v);
-        } else {
-            self.hold_data();
-            self.md_superblock(v, Some(MdDone::SendUuids));
-        }
-    }
-
-    /// Sends this volume's present state.
-    pub(crate) fn send_state(&mut self, v: VolumeNr) {
-        if let Some(state) = self.volumes.get(&v).map(|vol| vol.state) {
-            self.send_data(v, Packet::State(state.word()));
-        }
     }
 
     /// Brings all volumes and the connection to a connection state as a fact.
@@ -437,14 +296,16 @@ impl Engine {
     }
 
     /// The peer sent something that it must not send.
-    pub(crate) fn peer_error(&mut self, packet: &'static str, text: String) {
+    pub(crate) fn peer_error(&mut self, packet: &'static str, text: impl std::fmt::Display) {
         self.log(Level::Error, None, format!("{packet}: {text}; dropping the connection"));
         self.drop_link(ConnState::ProtocolError);
     }
 
     /// Cleans up after a link, whatever ended it (behaviour.md 6.6), and starts over or stops.
     pub(crate) fn end_link(&mut self, end: LinkEnd) {
-        if self.conn.state == ConnState::StandAlone || (end == LinkEnd::Restart && self.conn.state == ConnState::WfConnection) {
+        if self.conn.state == ConnState::StandAlone
+            || (end == LinkEnd::Restart && self.conn.state == ConnState::WfConnection)
+        {
             return;
         }
         let had_link = self.conn.link.take();
@@ -507,138 +368,6 @@ impl Engine {
         }
     }
 
-    // --- liveness ---
-
-    /// The TCP stack has taken this many packets of the data socket.
-    pub(crate) fn note_sent(&mut self, packets: u64) {
-        if packets > self.conn.data_sent {
-            self.conn.data_sent = packets;
-            self.conn.sent_progress = self.now;
-        }
-    }
-
-    /// A packet arrived on this socket.
-    pub(crate) const fn note_received(&mut self, socket: Socket) {
-        match socket {
-            Socket::Data => self.conn.data_received = self.now,
-            Socket::Meta => self.conn.meta_received = self.now,
-        }
-    }
-
-    /// Sends a ping now.
-    pub(crate) fn request_ping(&mut self) {
-        let Some(timeout) = self.conn.opts.as_ref().map(|o| o.ping_timeout) else { return };
-        if self.conn.link.is_none() {
-            return;
-        }
-        self.send_meta(VolumeNr(0), Packet::Ping);
-        self.conn.pings_sent += 1;
-        if self.conn.ping_at.is_none() {
-            self.conn.ping_at = Some(self.now);
-            self.out.push(Action::SetTimer { timer: Timer::Ping, at: self.now.after(timeout) });
-        }
-    }
-
-    /// Sends a ping; `then` happens when it is answered.
-    pub(crate) fn ping_then(&mut self, then: AfterPing) {
-        self.request_ping();
-        self.conn.ping_waiters.push_back((self.conn.pings_sent, then));
-    }
-
-    pub(crate) fn on_ping_ack(&mut self) {
-        self.conn.pings_answered = (self.conn.pings_answered + 1).min(self.conn.pings_sent);
-        if self.conn.pings_answered == self.conn.pings_sent {
-            self.conn.ping_at = None;
-            if let Some(idle) = self.conn.opts.as_ref().map(|o| o.ping_int) {
-                self.out.push(Action::SetTimer { timer: Timer::Ping, at: self.now.after(idle) });
-            }
-        } else {
-            self.conn.ping_at = Some(self.now);
-        }
-        while self.conn.ping_waiters.front().is_some_and(|(nr, _)| *nr <= self.conn.pings_answered) {
-            let Some((_, then)) = self.conn.ping_waiters.pop_front() else { return };
-            match then {
-                AfterPing::TargetFinish(v) => self.finish_target(v),
-                AfterPing::SourceFinish(v) => self.finish_source(v),
-                AfterPing::VerifyFinish(v) => self.finish_verify(v),
-            }
-        }
-    }
-
-    /// The ping timer fired: the meta socket was idle, or a ping stayed unanswered.
-    pub(crate) fn on_ping_timer(&mut self) {
-        let Some((idle, timeout)) = self.conn.opts.as_ref().map(|o| (o.ping_int, o.ping_timeout)) else { return };
-        if self.conn.link.is_none() {
-            return;
-        }
-        let now = self.now;
-        let heard = self.conn.meta_received.max(self.conn.data_received);
-        let (wait, since) = match self.conn.ping_at {
-            Some(sent) => (timeout, sent.max(heard)),
-            None => (idle, self.conn.meta_received),
-        };
-        let due = since.after(wait);
-        if now < due {
-            self.out.push(Action::SetTimer { timer: Timer::Ping, at: due });
-        } else if self.conn.ping_at.is_some() {
-            self.log(Level::Warn, None, "PingAck did not arrive in time.");
-            self.drop_link(ConnState::NetworkFailure);
-        } else {
-            self.request_ping();
-        }
-    }
-
-    fn effective_timeout(&self) -> Option<Duration> {
-        let opts = self.conn.opts.as_ref()?;
-        (opts.ko_count > 0).then(|| opts.timeout * opts.ko_count)
-    }
-
-    /// Watches the oldest unanswered request from now on.
-    pub(crate) fn arm_request_timeout(&mut self) {
-        if self.conn.request_timer || self.conn.link.is_none() {
-            return;
-        }
-        if let Some(timeout) = self.effective_timeout() {
-            self.conn.request_timer = true;
-            self.out.push(Action::SetTimer { timer: Timer::RequestTimeout, at: self.now.after(timeout) });
-        }
-    }
-
-    /// Drops a peer that answers pings but neither requests nor barriers (behaviour.md 10.6).
-    pub(crate) fn on_request_timeout(&mut self) {
-        self.conn.request_timer = false;
-        let Some(timeout) = self.effective_timeout() else { return };
-        if self.conn.link.is_none() {
-            return;
-        }
-        let oldest_request = self
-            .requests
-            .iter()
-            .filter(|(_, r)| r.net == super::request::Side::Pending && r.ack != AckDue::None || r.kind == super::request::Kind::Read && r.net == super::request::Side::Pending)
-            .map(|(_, r)| r.started)
-            .min();
-        let unsent = (self.conn.data_queued > self.conn.data_sent).then_some(self.conn.sent_progress);
-        let waits = [oldest_request, self.epochs.oldest_barrier(), unsent];
-        let Some(oldest) = waits.into_iter().flatten().min() else { return };
-        let oldest = oldest.max(self.conn.since);
-        let due = oldest.after(timeout);
-        if self.now < due {
-            self.conn.request_timer = true;
-            self.out.push(Action::SetTimer { timer: Timer::RequestTimeout, at: due });
-            return;
-        }
-        let what = if oldest_request.is_some_and(|t| self.now >= t.after(timeout)) {
-            "Remote failed to finish a request"
-        } else if unsent.is_some_and(|t| self.now >= t.after(timeout)) {
-            "Remote failed to take any data"
-        } else {
-            "Remote failed to answer a P_BARRIER"
-        };
-        let waited = self.now.since(oldest).as_millis();
-        self.log(Level::Warn, None, format!("{what} within {waited}ms > ko-count * timeout ({}ms)", timeout.as_millis()));
-        self.drop_link(ConnState::Timeout);
-    }
-
     /// Sectors of a payload, for the counters.
     pub(crate) const fn sectors_of(bytes: usize) -> u64 {
         bytes as u64 / SECTOR_SIZE
@@ -652,11 +381,6 @@ impl Engine {
     /// The state of a volume; the default one if it does not exist.
     pub(crate) fn state(&self, v: VolumeNr) -> VolumeState {
         self.volumes.get(&v).map_or_else(VolumeState::default, |vol| vol.state)
-    }
-
-    /// The generation that applications last saw, for messages.
-    pub(crate) fn exposed(&self, v: VolumeNr) -> GenId {
-        self.volumes.get(&v).map_or(GenId::UNSET, |vol| vol.exposed)
     }
 
     /// Whether a received write wants a positive acknowledgement of this kind (wire.md 5.3).

@@ -23,7 +23,11 @@ fn code(code: u16, detail: impl Into<String>) -> CommandError {
 impl LocalDisk {
     /// Encodes changed bitmap pages (all, or those of `extents` in which bits were set), at most `max`: their offsets
     /// and bytes, whether one carries cleared bits, and whether there are more.
-    pub(crate) fn take_changed_pages(&mut self, extents: Option<&[AlExtent]>, max: usize) -> (Vec<(u64, bytes::Bytes)>, bool, bool) {
+    pub(crate) fn take_changed_pages(
+        &mut self,
+        extents: Option<&[AlExtent]>,
+        max: usize,
+    ) -> (Vec<(u64, bytes::Bytes)>, bool, bool) {
         use crate::engine::dirty::{PageFilter, PageNr};
         let pages: Vec<PageNr> = match extents {
             Some(extents) => self.bitmap.unwritten_pages(extents),
@@ -46,29 +50,56 @@ impl LocalDisk {
 
 impl Engine {
     /// Attaches an opened disk; the command's result follows when the superblock is durable.
-    pub(crate) fn attach(&mut self, id: CommandId, v: VolumeNr, new: AttachedDisk, opts: DiskOptions) -> Result<(), CommandError> {
+    pub(crate) fn attach(
+        &mut self,
+        id: CommandId,
+        v: VolumeNr,
+        new: AttachedDisk,
+        opts: DiskOptions,
+    ) -> Result<(), CommandError> {
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         if vol.disk.is_some() || vol.state.disk != DiskState::Diskless {
             return Err(code(124, ""));
         }
         if opts.size > new.capacity {
-            return Err(code(111, format!("{} has {} sectors for data, {} are configured", new.path, new.capacity, opts.size)));
+            return Err(code(
+                111,
+                format!("{} has {} sectors for data, {} are configured", new.path, new.capacity, opts.size),
+            ));
         }
         if vol.size > new.capacity {
-            return Err(code(111, format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size)));
+            return Err(code(
+                111,
+                format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size),
+            ));
         }
         if !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
             return Err(code(150, format!("Can only attach to data with current UUID={}", vol.exposed)));
         }
-        let AttachedDisk { mut superblock, layout, mut bitmap, al_slots, al_next_transaction, capacity, geometry, shared_device, path } = new;
+        let AttachedDisk {
+            mut superblock,
+            layout,
+            mut bitmap,
+            al_slots,
+            al_next_transaction,
+            capacity,
+            geometry,
+            shared_device,
+            path,
+        } = new;
         let md = superblock.flags;
         let agreed = superblock.effective_size;
         let peer_size = if vol.state.conn >= ConnState::Connected { vol.peer.disk_size } else { Sectors(0) };
         let size = new_size(capacity, peer_size, agreed, opts.size);
         if md.contains(MdFlags::CONSISTENT) && size < agreed && size != opts.size {
-            return Err(code(170, format!("refusing to truncate a consistent device ({size} < {agreed}); {path} stays as it is")));
+            return Err(code(
+                170,
+                format!("refusing to truncate a consistent device ({size} < {agreed}); {path} stays as it is"),
+            ));
         }
-        let Some(al_layout) = AlLayout::new(u32::from(opts.al_extents), superblock.al_stripes, superblock.al_stripe_size_4k) else {
+        let Some(al_layout) =
+            AlLayout::new(u32::from(opts.al_extents), superblock.al_stripes, superblock.al_stripe_size_4k)
+        else {
             return Err(code(119, "the activity log's shape in the superblock is not valid"));
         };
         let state_md = StateMdFlags {
@@ -147,7 +178,11 @@ impl Engine {
         });
         let grew = vol.size != size;
         vol.size = size;
-        self.log(Level::Info, Some(v), format!("{} KB ({marked} bits) marked out-of-sync by on disk bit-map.", marked * 4));
+        self.log(
+            Level::Info,
+            Some(v),
+            format!("{} KB ({marked} bits) marked out-of-sync by on disk bit-map.", marked * 4),
+        );
         if grew {
             self.log(Level::Info, Some(v), format!("size = {} KB", size.0 / 2));
             self.out.push(Action::Notice(super::action::Notice::Size { volume: v, size }));
@@ -204,7 +239,14 @@ impl Engine {
                 vol.closing = true;
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
-            DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 => {
+            // Straight to Diskless: the link broke before the peer could confirm an attach.
+            DiskState::Diskless
+                if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
+            {
+                vol.closing = true;
+                self.md_bitmap(v, true, Some(MdDone::Detached));
+            }
+            DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();

@@ -71,6 +71,11 @@ impl SendEpochs {
         Some(last.nr)
     }
 
+    /// Whether a closed epoch lacks its barrier.
+    pub(crate) fn barrier_due(&self) -> bool {
+        self.queue.back().is_some_and(|e| e.nr != self.current && e.barrier_at.is_none())
+    }
+
     /// The oldest epoch was acknowledged: its members.
     pub(crate) fn ack(&mut self, nr: u32, set_size: u32) -> Result<Vec<u64>, BarrierAckError> {
         let Some(front) = self.queue.front().filter(|e| e.barrier_at.is_some()) else {
@@ -104,11 +109,6 @@ impl SendEpochs {
     /// Number of the last epoch that has writes, open or closed.
     pub(crate) fn last(&self) -> Option<u32> {
         self.queue.back().map(|e| e.nr)
-    }
-
-    /// Number of writes that are not covered by a barrier acknowledgement.
-    pub(crate) fn unretired(&self) -> usize {
-        self.queue.iter().map(|e| e.members.len()).sum()
     }
 }
 

@@ -200,6 +200,8 @@ pub enum Timer {
     Resync(VolumeNr),
     /// Received epochs wait for one flush.
     EpochFlush,
+    /// The barrier of a closed epoch goes out though no write follows.
+    Barrier,
     /// Changed bitmap pages of a volume are written.
     LazyBitmap(VolumeNr),
     /// A command retries after a transient state.

@@ -53,7 +53,8 @@ enum Stage {
     /// Changed pages: of these extents, or all.
     Pages(Option<Vec<AlExtent>>),
     Writes(Vec<(u64, Bytes)>),
-    Al(u64, Bytes),
+    /// One durable write.
+    Durable(u64, Bytes),
     Superblock,
 }
 
@@ -86,7 +87,7 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.disk.is_none() {
             if let Some(done) = done {
-                self.md_continue(v, done, false);
+                self.md_continue(v, &done, false);
             }
             return;
         }
@@ -94,7 +95,10 @@ impl Engine {
             job.done.extend(done);
             return;
         }
-        self.md_push(v, Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true });
+        self.md_push(
+            v,
+            Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true },
+        );
     }
 
     /// Queues the write-out of all changed bitmap pages, then (if anything must follow) a superblock.
@@ -132,7 +136,10 @@ impl Engine {
         if !transaction.evicted.is_empty() {
             stages.push_back(Stage::FlushMeta);
         }
-        stages.push_back(Stage::Al(offset, Bytes::copy_from_slice(&block)));
+        stages.push_back(Stage::Durable(offset, Bytes::copy_from_slice(&block)));
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.al_writes += 1;
+        }
         let done = vec![MdDone::Al(transaction.tr_number)];
         self.md_push(v, Job { stages, done, superblock_only: false });
     }
@@ -161,7 +168,7 @@ impl Engine {
             let Some(stage) = stage else {
                 let done = vol.md.active.take().map_or_else(Vec::new, |job| job.done);
                 for done in done {
-                    self.md_continue(v, done, !failed);
+                    self.md_continue(v, &done, !failed);
                 }
                 continue;
             };
@@ -207,8 +214,7 @@ impl Engine {
                     self.md_op(v, DiskOp::MetaWrite { offset, data, fua: false }, None);
                 }
             }
-            Stage::Al(offset, data) => {
-                vol.counters.al_writes += 1;
+            Stage::Durable(offset, data) => {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
             Stage::Superblock => {
@@ -225,8 +231,7 @@ impl Engine {
                 disk.sb_written_flags = new;
                 let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
-                job.stages.push_front(Stage::Al(write.0, write.1));
-                vol.counters.al_writes = vol.counters.al_writes.wrapping_sub(1);
+                job.stages.push_front(Stage::Durable(write.0, write.1));
                 job.stages.push_front(Stage::FlushMeta);
                 if need_data {
                     job.stages.push_front(Stage::FlushData);
@@ -260,16 +265,4 @@ impl Engine {
         }
         self.md_run(v);
     }
-
-    /// Drops what is queued; continuations run as failed. The running stage still ends.
-    pub(crate) fn md_abandon(&mut self, v: VolumeNr) {
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
-        vol.md.failed = true;
-        let jobs = std::mem::take(&mut vol.md.jobs);
-        for done in jobs.into_iter().flat_map(|job| job.done) {
-            self.md_continue(v, done, false);
-        }
-        self.md_run(v);
-    }
 }
-

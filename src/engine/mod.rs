@@ -18,6 +18,7 @@ pub mod fence;
 pub mod gi;
 pub mod handler;
 pub mod handshake;
+pub mod load;
 pub mod lru;
 pub mod options;
 pub mod progress;
@@ -27,22 +28,37 @@ pub mod state;
 pub mod status;
 
 mod admin;
+mod admin_connection;
+mod admin_volume;
 mod apply;
 mod bitmap_xfer;
+mod bits;
 mod connection;
 mod disk_state;
 mod epoch;
+mod flush;
+mod liveness;
 mod md;
 mod ops;
+mod parameters;
+mod peer_read;
 mod peer_request;
 mod peer_state;
 mod ranges;
+mod read;
+mod received_epochs;
 mod request;
 mod resync;
+mod resync_target;
 mod rng;
 mod slab;
 mod verify;
 mod volume;
+mod write;
+mod write_ack;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -142,7 +158,7 @@ impl Engine {
             }
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
-            Event::BatchEnd => self.send_due_barrier(),
+            Event::BatchEnd => self.end_batch(),
         }
         self.settle();
         std::mem::swap(&mut self.out, out);
@@ -159,7 +175,11 @@ impl Engine {
             if std::mem::take(&mut self.recheck_commands) && !self.commands.is_empty() {
                 self.recheck();
             }
-            if self.effects.is_empty() && self.resync_kick.is_empty() && !self.recheck_commands && self.conn.end.is_none() {
+            if self.effects.is_empty()
+                && self.resync_kick.is_empty()
+                && !self.recheck_commands
+                && self.conn.end.is_none()
+            {
                 break;
             }
         }
@@ -177,6 +197,7 @@ impl Engine {
                 self.resync_kick.insert(v);
             }
             Timer::EpochFlush => self.on_epoch_timer(),
+            Timer::Barrier => self.on_barrier_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
             Timer::CommandRetry => self.on_command_timer(),
         }
@@ -186,7 +207,11 @@ impl Engine {
         let kind = packet.kind();
         if kind.row().scope == Scope::Volume && !self.volumes.contains_key(&v) {
             if peer_state::is_parameter(&packet) {
-                return self.log(Level::Warn, None, format!("{} for volume {v}, which is not configured here; ignored", kind.name()));
+                return self.log(
+                    Level::Warn,
+                    None,
+                    format!("{} for volume {v}, which is not configured here; ignored", kind.name()),
+                );
             }
             return self.peer_error(kind.name(), format!("for volume {v}, which is not configured here"));
         }
@@ -213,9 +238,13 @@ impl Engine {
             Packet::UnplugRemote => self.on_unplug(),
             Packet::RecvAck(p) => self.on_write_ack(v, &p, "P_RECV_ACK", AckKind::Received),
             Packet::WriteAck(p) => self.on_write_ack(v, &p, "P_WRITE_ACK", AckKind::Written),
-            Packet::RsWriteAck(p) if p.block_id == crate::units::BlockId::SYNCER => self.on_rs_write_ack(v, p.sector, p.blksize),
+            Packet::RsWriteAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
+                self.on_rs_write_ack(v, p.sector, p.blksize);
+            }
             Packet::RsWriteAck(p) => self.on_write_ack(v, &p, "P_RS_WRITE_ACK", AckKind::InSync),
-            Packet::NegAck(p) if p.block_id == crate::units::BlockId::SYNCER => self.on_rs_neg_ack(v, p.sector, p.blksize),
+            Packet::NegAck(p) if p.block_id == crate::units::BlockId::SYNCER => {
+                self.on_rs_neg_ack(v, p.sector, p.blksize);
+            }
             Packet::NegAck(p) => self.on_write_ack(v, &p, "P_NEG_ACK", AckKind::Negative),
             Packet::DataRequest(p) => self.on_data_request(v, &p),
             Packet::DataReply(p) => {
@@ -252,14 +281,21 @@ impl Engine {
             | Packet::InitialMeta
             | Packet::ConnectionFeatures(_)
             | Packet::AuthChallenge(_)
-            | Packet::AuthResponse(_) => self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now")),
+            | Packet::AuthResponse(_) => {
+                self.peer_error(kind.name(), format!("not expected on the {socket:?} socket now"));
+            }
         }
     }
 
     fn on_out_of_sync(&mut self, v: VolumeNr, p: &crate::wire::resync::BlockDesc) {
         match crate::units::SectorRange::from_bytes(p.sector, u64::from(p.blksize)) {
-            Some(range) if range.end().0 <= self.size_of(v).0 => self.set_bits(v, range),
-            _ => self.peer_error("P_OUT_OF_SYNC", format!("sector {}+{} bytes is not inside the device", p.sector, p.blksize)),
+            Some(range) if range.end().0 <= self.size_of(v).0 => {
+                self.set_bits(v, range);
+            }
+            _ => self.peer_error(
+                "P_OUT_OF_SYNC",
+                format!("sector {}+{} bytes is not inside the device", p.sector, p.blksize),
+            ),
         }
     }
 

@@ -80,7 +80,7 @@ impl Engine {
                 self.note_flush(v, mark, result.is_ok());
                 self.on_request_flushed(flush, v, result.map(drop));
             }
-            Op::PeerWrite(key) => self.on_peer_written(key, result.map(drop)),
+            Op::PeerWrite(key) => self.on_peer_written(key, &result.map(drop)),
             Op::PeerRead(key) => self.on_peer_read(key, required(result)),
             Op::EpochFlush { round, mark } => {
                 self.note_flush(v, mark, result.is_ok());

@@ -7,24 +7,22 @@
 //! epochs, no write starts before the epoch before its own is finished. Source: wire.md 5, 6, 9; behaviour.md 5.6.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, DiskOp, Level};
+use crate::engine::action::DiskOp;
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
-use crate::engine::event::{DiskFailure, Timer};
+use crate::engine::event::DiskFailure;
 use crate::engine::ops::Op;
-use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES, PEER_REQUESTS_MAX};
+use crate::limits::PEER_REQUESTS_MAX;
 use crate::units::{BlockId, SectorRange, VolumeNr};
 use crate::wire::ack::BlockAck;
-use crate::wire::data::{Data, DataReply, DpFlags, Trim};
+use crate::wire::data::{Data, DpFlags, Trim};
 use crate::wire::digest::Digest;
 use crate::wire::feature::FeatureFlags;
 use crate::wire::packet::Packet;
-use crate::wire::resync::{BlockDesc, BlockReq};
 use crate::wire::state::{ConnState, DiskState, Role};
 
 /// Marks the keys of peer requests among the activity log's keys.
@@ -49,7 +47,7 @@ pub(crate) enum PeerKind {
 
 /// How a write reaches the disk.
 #[derive(Clone, Debug, PartialEq)]
-enum WriteIo {
+pub(crate) enum WriteIo {
     Data(Bytes),
     Discard,
     Zeroes { may_unmap: bool },
@@ -61,51 +59,53 @@ pub(crate) struct PeerRequest {
     pub volume: VolumeNr,
     pub kind: PeerKind,
     pub range: SectorRange,
-    block_id: BlockId,
-    io: Option<WriteIo>,
-    arrival: u64,
-    epoch: Option<u64>,
-    submitted: bool,
+    pub(crate) block_id: BlockId,
+    pub(crate) io: Option<WriteIo>,
+    pub(crate) arrival: u64,
+    pub(crate) epoch: Option<u64>,
+    pub(crate) submitted: bool,
     /// Its link is gone: no answer.
-    orphan: bool,
-    al: Option<ExtentSpan>,
+    pub(crate) orphan: bool,
+    pub(crate) al: Option<ExtentSpan>,
     /// Waits for the activity log.
-    al_pending: bool,
-    al_settled: bool,
+    pub(crate) al_pending: bool,
+    pub(crate) al_settled: bool,
     /// Bits were set before the write, because the peer has no disk.
-    marked: bool,
+    pub(crate) marked: bool,
+    /// Bits of its range were set after it came: it does not carry the newest data and clears nothing.
+    pub(crate) stale: bool,
 }
 
 impl PeerRequest {
-    fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         matches!(self.kind, PeerKind::Write { .. } | PeerKind::ResyncWrite)
     }
 }
 
 /// A received epoch.
 #[derive(Debug)]
-struct Epoch {
-    id: u64,
-    writes: u32,
-    active: u32,
-    barrier: Option<u32>,
+pub(crate) struct Epoch {
+    pub(crate) id: u64,
+    pub(crate) writes: u32,
+    pub(crate) active: u32,
+    pub(crate) barrier: Option<u32>,
 }
 
 /// Epochs received on the present link, oldest first; the last one is open.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedEpochs {
-    epochs: VecDeque<Epoch>,
-    next_id: u64,
+    pub(crate) epochs: VecDeque<Epoch>,
+    pub(crate) next_id: u64,
     /// Number of the running flush, its operations in flight and how many epochs it finishes.
-    round: u64,
-    flushing: u32,
-    covered: usize,
+    pub(crate) round: u64,
+    pub(crate) flushing: u32,
+    pub(crate) covered: usize,
     /// The peer's client waits: flush at once.
-    urgent: bool,
-    timer: bool,
-    arrivals: u64,
+    pub(crate) urgent: bool,
+    pub(crate) timer: bool,
+    pub(crate) arrivals: u64,
     /// A flush failed once: from then on order by waiting only.
-    drain_only: bool,
+    pub(crate) drain_only: bool,
 }
 
 impl ReceivedEpochs {
@@ -119,7 +119,7 @@ impl ReceivedEpochs {
         self.drain_only
     }
 
-    fn open(&mut self) -> &mut Epoch {
+    pub(crate) fn open(&mut self) -> &mut Epoch {
         if self.epochs.back().is_none_or(|e| e.barrier.is_some()) {
             self.next_id += 1;
             self.epochs.push_back(Epoch { id: self.next_id, writes: 0, active: 0, barrier: None });
@@ -134,10 +134,15 @@ impl Engine {
     /// next answer went out.
     #[must_use]
     pub fn accepts_peer_requests(&self) -> bool {
-        self.peer_requests.len() < PEER_REQUESTS_MAX
+        self.peer_requests.len() < PEER_REQUESTS_MAX && self.rx.count() < PEER_REQUESTS_MAX
     }
 
-    fn checked_range(&mut self, v: VolumeNr, name: &'static str, range: Option<SectorRange>) -> Option<SectorRange> {
+    pub(crate) fn checked_range(
+        &mut self,
+        v: VolumeNr,
+        name: &'static str,
+        range: Option<SectorRange>,
+    ) -> Option<SectorRange> {
         let size = self.volumes.get(&v).map_or(0, |vol| vol.size.0);
         match range {
             Some(range) if !range.is_empty() && range.end().0 <= size => Some(range),
@@ -155,7 +160,9 @@ impl Engine {
             // An empty write is a flush request of old peers; acknowledged like a write of size 0.
             return self.on_empty_write(v, &p);
         }
-        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else { return };
+        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else {
+            return;
+        };
         if let Some(alg) = self.conn.peer_integrity {
             let digest = alg.digest(&[&p.payload]);
             if digest != p.digest {
@@ -171,7 +178,9 @@ impl Engine {
     /// A replicated discard or write-zeroes.
     pub(crate) fn on_trim(&mut self, v: VolumeNr, p: &Trim, zeroes: bool) {
         let name = if zeroes { "P_ZEROES" } else { "P_TRIM" };
-        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else { return };
+        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else {
+            return;
+        };
         let wzeroes = FeatureFlags(self.conn.features).has(FeatureFlags::WZEROES);
         // Without P_ZEROES a sender may mean either; zeroes are right for both.
         let io = if zeroes {
@@ -184,7 +193,7 @@ impl Engine {
         self.accept_write(v, range, p.block_id, p.flags, io);
     }
 
-    fn on_empty_write(&mut self, v: VolumeNr, p: &Data) {
+    pub(crate) fn on_empty_write(&mut self, v: VolumeNr, p: &Data) {
         if !p.flags.has(DpFlags::FLUSH) {
             return self.peer_error("P_DATA", String::from("carries no data and no flush flag"));
         }
@@ -194,7 +203,14 @@ impl Engine {
         }
     }
 
-    fn accept_write(&mut self, v: VolumeNr, range: SectorRange, block_id: BlockId, flags: DpFlags, io: WriteIo) {
+    pub(crate) fn accept_write(
+        &mut self,
+        v: VolumeNr,
+        range: SectorRange,
+        block_id: BlockId,
+        flags: DpFlags,
+        io: WriteIo,
+    ) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.state.role == Role::Primary {
             return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
@@ -222,42 +238,15 @@ impl Engine {
         self.accept(v, PeerKind::ResyncWrite, range, BlockId::SYNCER, Some(io), None);
     }
 
-    /// A read of the peer's application.
-    pub(crate) fn on_data_request(&mut self, v: VolumeNr, p: &BlockReq) {
-        let Some(range) = self.checked_range(v, "P_DATA_REQUEST", SectorRange::from_bytes(p.sector, u64::from(p.blksize))) else {
-            return;
-        };
-        if self.state(v).disk != DiskState::UpToDate {
-            return self.send_ack(v, p.sector, p.block_id, p.blksize, Packet::NegDreply);
-        }
-        self.accept(v, PeerKind::Read, range, p.block_id, None, None);
-    }
-
-    /// A resync or verify read of the peer.
-    pub(crate) fn on_resync_request(&mut self, v: VolumeNr, p: &BlockReq, kind: PeerKind) {
-        let name = match kind {
-            PeerKind::VerifyRead => "P_OV_REQUEST",
-            PeerKind::ChecksumRead { .. } => "P_CSUM_RS_REQUEST",
-            _ => "P_RS_DATA_REQUEST",
-        };
-        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.blksize))) else {
-            return;
-        };
-        let state = self.state(v);
-        if state.conn < ConnState::Connected {
-            return self.peer_error(name, format!("not expected in state {}", state.conn));
-        }
-        if kind == PeerKind::VerifyRead && !self.verify_requested(v, range) {
-            return self.peer_error(name, format!("not expected in state {}", state.conn));
-        }
-        if state.disk != DiskState::UpToDate {
-            self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
-            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);
-        }
-        self.accept(v, kind, range, BlockId::SYNCER, None, None);
-    }
-
-    fn accept(&mut self, v: VolumeNr, kind: PeerKind, range: SectorRange, block_id: BlockId, io: Option<WriteIo>, epoch: Option<u64>) {
+    pub(crate) fn accept(
+        &mut self,
+        v: VolumeNr,
+        kind: PeerKind,
+        range: SectorRange,
+        block_id: BlockId,
+        io: Option<WriteIo>,
+        epoch: Option<u64>,
+    ) {
         self.rx.arrivals += 1;
         let request = PeerRequest {
             volume: v,
@@ -273,6 +262,7 @@ impl Engine {
             al_pending: false,
             al_settled: false,
             marked: false,
+            stale: false,
         };
         let write = request.is_write();
         let locks_out_writes = !write && request.kind != PeerKind::Read;
@@ -296,7 +286,7 @@ impl Engine {
     }
 
     /// Starts a peer request if nothing stands before it; whether it needs no further waiting here.
-    fn try_peer(&mut self, key: u64) -> bool {
+    pub(crate) fn try_peer(&mut self, key: u64) -> bool {
         let Some(request) = self.peer_requests.get(key) else { return true };
         if request.submitted || request.al_pending {
             return true;
@@ -321,7 +311,11 @@ impl Engine {
         if (resync_read || write) && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
-        if write { self.submit_peer_write(key) } else { self.submit_peer_read(key) }
+        if write {
+            self.submit_peer_write(key);
+        } else {
+            self.submit_peer_read(key);
+        }
         true
     }
 
@@ -346,7 +340,7 @@ impl Engine {
         self.wake_peer_requests(v);
     }
 
-    fn submit_peer_write(&mut self, key: u64) {
+    pub(crate) fn submit_peer_write(&mut self, key: u64) {
         let Some(request) = self.peer_requests.get(key) else { return };
         let (v, range) = (request.volume, request.range);
         let (replicated, settled) = (matches!(request.kind, PeerKind::Write { .. }), request.al_settled);
@@ -391,7 +385,7 @@ impl Engine {
         }
     }
 
-    fn submit_peer_io(&mut self, key: u64) {
+    pub(crate) fn submit_peer_io(&mut self, key: u64) {
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
         let (v, range) = (request.volume, request.range);
@@ -405,23 +399,12 @@ impl Engine {
         if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
             self.submit(v, io, Op::PeerWrite(key));
         } else {
-            self.on_peer_written(key, Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
-        }
-    }
-
-    fn submit_peer_read(&mut self, key: u64) {
-        let Some(request) = self.peer_requests.get_mut(key) else { return };
-        request.submitted = true;
-        let (v, range) = (request.volume, request.range);
-        if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
-            self.submit(v, DiskOp::Read(range), Op::PeerRead(key));
-        } else {
-            self.on_peer_read(key, Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
+            self.on_peer_written(key, &Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
         }
     }
 
     /// A write for the peer ended on the local disk.
-    pub(crate) fn on_peer_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
+    pub(crate) fn on_peer_written(&mut self, key: u64, result: &Result<(), DiskFailure>) {
         let Some(request) = self.peer_requests.get(key) else { return };
         let (v, range, orphan) = (request.volume, request.range, request.orphan);
         let flush = !orphan && matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FLUSH));
@@ -430,10 +413,13 @@ impl Engine {
             let mark = self.data_flush_mark(v);
             return self.submit(v, DiskOp::Flush, Op::PeerFlush { key, mark });
         }
-        if let Err(failure) = &result {
+        if let Err(failure) = result {
             self.set_bits(v, range);
             if !failure.unsupported {
-                self.log_error(v, format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text));
+                self.log_error(
+                    v,
+                    format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
+                );
             }
         }
         let failed = result.as_ref().is_err_and(|f| !f.unsupported);
@@ -450,33 +436,36 @@ impl Engine {
         self.finish_peer(key);
     }
 
-    fn answer_peer_write(&mut self, key: u64, ok: bool) {
+    pub(crate) fn answer_peer_write(&mut self, key: u64, ok: bool) {
         let Some(request) = self.peer_requests.get(key) else { return };
         if request.orphan {
             return;
         }
-        let (v, range, block_id, marked) = (request.volume, request.range, request.block_id, request.marked);
+        let (v, range, block_id) = (request.volume, request.range, request.block_id);
+        let (marked, stale) = (request.marked, request.stale);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         match request.kind.clone() {
             PeerKind::Write { .. } if !ok => self.send_ack(v, range.start, block_id, size, Packet::NegAck),
             PeerKind::Write { flags } => {
                 let syncing = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&self.state(v).conn);
-                let in_sync = flags.has(DpFlags::MAY_SET_IN_SYNC) && syncing && !marked;
+                // Only together with the acknowledgement: both nodes clear the same bits or neither does.
+                let due = self.wants_ack(flags, DpFlags::SEND_WRITE_ACK);
+                let in_sync = due && flags.has(DpFlags::MAY_SET_IN_SYNC) && syncing && !marked && !stale;
                 if in_sync {
                     self.clear_bits(v, range);
                 }
-                if self.wants_ack(flags, DpFlags::SEND_WRITE_ACK) {
+                if due {
                     let kind = if in_sync { Packet::RsWriteAck } else { Packet::WriteAck };
                     self.send_ack(v, range.start, block_id, size, kind);
                 }
             }
-            PeerKind::ResyncWrite => self.resync_written(v, range, ok),
+            PeerKind::ResyncWrite => self.resync_written(v, range, ok, stale),
             _ => {}
         }
     }
 
     /// Forgets a peer request and lets go what waited for it.
-    fn finish_peer(&mut self, key: u64) {
+    pub(crate) fn finish_peer(&mut self, key: u64) {
         let Some(request) = self.peer_requests.remove(key) else { return };
         let v = request.volume;
         if let Some(vol) = self.volumes.get_mut(&v) {
@@ -505,187 +494,21 @@ impl Engine {
         self.admit(v);
     }
 
-    /// A read for the peer ended.
-    pub(crate) fn on_peer_read(&mut self, key: u64, result: Result<Bytes, DiskFailure>) {
-        let Some(request) = self.peer_requests.get(key) else { return };
-        let (v, range, id, kind) = (request.volume, request.range, request.block_id, request.kind.clone());
-        let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
-        let sector = range.start;
-        if request.orphan {
-            return self.finish_peer(key);
-        }
-        let result = result.and_then(|data| {
-            if data.len() as u64 == range.bytes() {
-                Ok(data)
-            } else {
-                Err(DiskFailure { text: String::from("short read"), unsupported: false })
-            }
-        });
-        let integrity = self.conn.opts.as_ref().and_then(|o| o.integrity_alg.alg());
-        let mut disk_failed = false;
-        let reply = |payload: Bytes, block_id: BlockId| DataReply {
-            sector,
-            block_id,
-            digest: integrity.map(|alg| alg.digest(&[&payload])).unwrap_or_default(),
-            payload,
-        };
-        match (kind, result) {
-            (PeerKind::Read, Ok(data)) => {
-                self.count_sent(v, data.len());
-                self.send_data(v, Packet::DataReply(reply(data, id)));
-            }
-            (PeerKind::ResyncRead { thin: true }, Ok(data)) if data.iter().all(|b| *b == 0) => {
-                self.expect_resync_ack(v, range);
-                self.send_data(v, Packet::RsDeallocated(BlockDesc { sector, blksize: size }));
-            }
-            (PeerKind::ChecksumRead { digest }, Ok(data)) if self.csums_digest(&data) == Some(digest) => {
-                self.clear_bits(v, range);
-                self.send_ack(v, sector, BlockId::SYNCER, size, Packet::RsIsInSync);
-            }
-            (PeerKind::ResyncRead { .. } | PeerKind::ChecksumRead { .. }, Ok(data)) => {
-                self.expect_resync_ack(v, range);
-                self.count_sent(v, data.len());
-                self.send_data(v, Packet::RsDataReply(reply(data, BlockId::SYNCER)));
-            }
-            (PeerKind::VerifyRead, result) => {
-                disk_failed = result.is_err();
-                let digest = self.verify_digest(result.ok().as_deref());
-                let req = BlockReq { sector, block_id: BlockId::SYNCER, blksize: size };
-                self.send_data(v, Packet::OvReply { req, digest });
-            }
-            (PeerKind::Read, Err(_)) => {
-                disk_failed = true;
-                self.send_ack(v, sector, id, size, Packet::NegDreply);
-            }
-            (_, Err(_)) => {
-                disk_failed = true;
-                self.resync_failed(v, range);
-                self.send_ack(v, sector, BlockId::SYNCER, size, Packet::NegRsDreply);
-            }
-            (PeerKind::Write { .. } | PeerKind::ResyncWrite, Ok(_)) => {}
-        }
-        if disk_failed {
-            self.log_error(v, format!("local READ IO error sector {}+{}", range.start, range.count));
-            self.on_io_error(v);
-        }
-        self.finish_peer(key);
-    }
-
-    fn csums_digest(&self, data: &[u8]) -> Option<Digest> {
-        self.conn.opts.as_ref()?.csums_alg.alg().map(|alg| alg.digest(&[data]))
-    }
-
-    fn count_sent(&mut self, v: VolumeNr, bytes: usize) {
-        if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.counters.sent += Self::sectors_of(bytes);
-        }
-    }
-
     /// Sends a block acknowledgement with the next sequence number.
-    pub(crate) fn send_ack(&mut self, v: VolumeNr, sector: crate::units::Sector, block_id: BlockId, blksize: u32, kind: fn(BlockAck) -> Packet) {
+    pub(crate) fn send_ack(
+        &mut self,
+        v: VolumeNr,
+        sector: crate::units::Sector,
+        block_id: BlockId,
+        blksize: u32,
+        kind: fn(BlockAck) -> Packet,
+    ) {
         if self.conn.link.is_none() {
             return;
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let seq = vol.next_seq();
         self.send_meta(v, kind(BlockAck { sector, block_id, blksize, seq }));
-    }
-
-    // --- epochs ---
-
-    /// Whether writes of an epoch wait for the one before.
-    fn strict_epochs(&self) -> bool {
-        !self.conn.relaxed_epochs
-            && self.volumes.values().any(|vol| vol.disk.is_some() && (vol.opts.disk_flushes || vol.opts.disk_drain))
-    }
-
-    /// The peer's barrier: the open epoch is complete. One without writes is ignored, as the kernel does.
-    pub(crate) fn on_barrier(&mut self, barrier: u32) {
-        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes > 0) {
-            epoch.barrier = Some(barrier);
-            self.progress_epochs();
-        }
-    }
-
-    /// The peer's hint: under relaxed epochs a client waits for the barrier acknowledgement.
-    pub(crate) fn on_unplug(&mut self) {
-        if self.conn.relaxed_epochs && !self.rx.epochs.is_empty() {
-            self.rx.urgent = true;
-            self.progress_epochs();
-        }
-    }
-
-    /// The delay after which received epochs are flushed at the latest is over.
-    pub(crate) fn on_epoch_timer(&mut self) {
-        self.rx.timer = false;
-        self.rx.urgent = true;
-        self.progress_epochs();
-    }
-
-    fn progress_epochs(&mut self) {
-        if self.rx.flushing > 0 {
-            return;
-        }
-        let complete = self.rx.epochs.iter().take_while(|e| e.barrier.is_some() && e.active == 0).count();
-        if complete == 0 {
-            return;
-        }
-        let flushed: Vec<VolumeNr> = self
-            .volumes
-            .values()
-            .filter(|vol| vol.disk_usable() && vol.opts.disk_flushes && !self.rx.drain_only)
-            .map(|vol| vol.nr)
-            .collect();
-        if flushed.is_empty() {
-            self.rx.covered = complete;
-            return self.retire_epochs();
-        }
-        let writes: u32 = self.rx.epochs.iter().take(complete).map(|e| e.writes).sum();
-        if self.conn.relaxed_epochs && !self.rx.urgent && writes < EPOCH_FLUSH_WRITES {
-            if !self.rx.timer {
-                self.rx.timer = true;
-                let at = self.now.after(Duration::from_millis(EPOCH_FLUSH_DELAY_MS));
-                self.out.push(Action::SetTimer { timer: Timer::EpochFlush, at });
-            }
-            return;
-        }
-        self.rx.urgent = false;
-        self.rx.round += 1;
-        self.rx.covered = complete;
-        self.rx.flushing = u32::try_from(flushed.len()).unwrap_or(u32::MAX);
-        let round = self.rx.round;
-        for v in flushed {
-            let mark = self.data_flush_mark(v);
-            self.submit(v, DiskOp::Flush, Op::EpochFlush { round, mark });
-        }
-    }
-
-    /// One volume's flush for received epochs ended.
-    pub(crate) fn on_epoch_flushed(&mut self, v: VolumeNr, round: u64, result: Result<(), DiskFailure>) {
-        if let Err(failure) = result {
-            self.log(Level::Warn, Some(v), format!("Method to ensure write ordering: drain ({})", failure.text));
-            self.rx.drain_only = true;
-        }
-        if round != self.rx.round || self.rx.flushing == 0 {
-            return;
-        }
-        self.rx.flushing -= 1;
-        if self.rx.flushing == 0 {
-            self.retire_epochs();
-        }
-    }
-
-    fn retire_epochs(&mut self) {
-        for epoch in self.rx.epochs.drain(..self.rx.covered).collect::<Vec<_>>() {
-            if let Some(barrier) = epoch.barrier {
-                self.send_meta(VolumeNr(0), Packet::BarrierAck { barrier, set_size: epoch.writes });
-            }
-        }
-        self.rx.covered = 0;
-        for v in self.volume_numbers() {
-            self.wake_peer_requests(v);
-        }
-        self.progress_epochs();
     }
 
     /// The link is gone: nothing is answered any more; what has not started is dropped (the peer marks it out of sync).
@@ -709,6 +532,15 @@ impl Engine {
         self.rx.covered = 0;
         self.rx.round += 1;
         self.rx.urgent = false;
+    }
+
+    /// Bits in the ranges of these writes were set just now.
+    pub(crate) fn peer_writes_stale(&mut self, keys: &[u64]) {
+        for key in keys {
+            if let Some(request) = self.peer_requests.get_mut(*key) {
+                request.stale = true;
+            }
+        }
     }
 
     /// The disk of a volume is gone: its peer requests hold no activity-log references any more.

@@ -98,9 +98,11 @@ impl Engine {
         vol.peer.disk_size = p.d_size;
         vol.peer.max_bio_bytes = p.max_bio_size;
         let state = vol.state;
-        let local = vol.disk.as_ref().filter(|_| state.disk >= DiskState::Negotiating).map(|d| {
-            (d.capacity, d.sb.effective_size, d.geometry.logical_block_size)
-        });
+        let local = vol
+            .disk
+            .as_ref()
+            .filter(|_| state.disk >= DiskState::Negotiating)
+            .map(|d| (d.capacity, d.sb.effective_size, d.geometry.logical_block_size));
         if let (Some((.., own_block)), Some(limits)) = (local, p.limits)
             && limits.logical_block_size != 0
             && limits.logical_block_size != own_block
@@ -135,7 +137,8 @@ impl Engine {
                 let offered = [p.c_size, p.u_size, p.d_size].into_iter().find(|s| s.0 > 0);
                 let Some(size) = offered.filter(|s| *s != vol.size) else { return };
                 if p.d_size.0 == 0 && vol.size.0 > 0 {
-                    let text = format!("Ignored diskless peer device size (peer:{} != me:{} sectors)!", size.0, vol.size.0);
+                    let text =
+                        format!("Ignored diskless peer device size (peer:{} != me:{} sectors)!", size.0, vol.size.0);
                     return self.log(Level::Warn, Some(v), text);
                 }
                 if size.0 < vol.size.0 && state.role == Role::Primary {
@@ -173,7 +176,8 @@ impl Engine {
             return self.drop_link(ConnState::Disconnecting);
         }
         vol.peer.uuids = Some(uuids);
-        let just_created = vol.disk.as_ref().is_some_and(|d| d.sb.current.masked() == crate::units::GenId::JUST_CREATED.0);
+        let just_created =
+            vol.disk.as_ref().is_some_and(|d| d.sb.current.masked() == crate::units::GenId::JUST_CREATED.0);
         if uuids.flags.has(UuidFlags::SKIP_INITIAL_SYNC)
             && version >= 90
             && state.conn == ConnState::Connected
@@ -187,7 +191,10 @@ impl Engine {
             self.log(Level::Info, Some(v), format!("receiver updated UUIDs to {ids}"));
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
             self.md_bitmap(v, true, None);
-        } else if without_disk && (state.role == Role::Primary || state.conn == ConnState::Connected) && vol.exposed != p.current {
+        } else if without_disk
+            && (state.role == Role::Primary || state.conn == ConnState::Connected)
+            && vol.exposed != p.current
+        {
             vol.exposed = p.current;
             self.log(Level::Info, Some(v), format!("receiver updated UUIDs to effective data uuid: {}", p.current));
         }
@@ -207,7 +214,8 @@ impl Engine {
             peer_flags: vol.peer.uuids.map(|u| u.flags),
             consider_resync: vol.consider_resync,
             attach_disk: vol.attach_disk,
-            only_failed_bits_left: vol.out_of_sync_bits() <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
+            only_failed_bits_left: vol.out_of_sync_bits()
+                <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
         };
         match read_peer_state(&os, &ps, &ctx) {
             Received::TearingDown => {}
@@ -224,7 +232,14 @@ impl Engine {
         }
     }
 
-    fn apply_peer_state(&mut self, v: VolumeNr, os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext, mut view: PeerView) {
+    fn apply_peer_state(
+        &mut self,
+        v: VolumeNr,
+        os: &VolumeState,
+        ps: &VolumeState,
+        ctx: &ReceivedContext,
+        mut view: PeerView,
+    ) {
         if view.handshake {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.consider_resync = false;

@@ -26,7 +26,8 @@ impl<T> GenSlab<T> {
             self.slots[index as usize] = (generation, Some(value));
             index
         } else {
-            let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 entries are ever live: limits bound them");
+            let index =
+                u32::try_from(self.slots.len()).expect("fewer than 2^32 entries are ever live: limits bound them");
             self.slots.push((generation, Some(value)));
             index
         };
@@ -34,7 +35,6 @@ impl<T> GenSlab<T> {
         (u64::from(generation) << 32) | u64::from(index)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the halves of the key are what is wanted")]
     const fn split(key: u64) -> (u32, usize) {
         ((key >> 32) as u32, (key & 0xffff_ffff) as usize)
     }

@@ -6,11 +6,10 @@ use crate::engine::Engine;
 use crate::engine::gi::GenIds;
 pub use crate::engine::progress::Report;
 use crate::engine::state::VolumeState;
+pub use crate::engine::volume::Counters;
 use crate::units::{Sectors, Timestamp, VolumeNr};
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::{ConnState, DiskState, Role};
-
-pub use crate::engine::volume::Counters;
 
 /// A running or paused resync, or a verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +110,11 @@ impl Engine {
                 proc_lines: r.progress().render(now, left, false, want),
             }
         });
+        let verify = vol.verify.as_ref().map(|v| {
+            let (total, left) = (vol.size.bm_bits(), v.left().bm_bits());
+            let report = v.progress().report(now, left);
+            SyncStatus { total, left, report, proc_lines: v.progress().render(now, left, true, None) }
+        });
         VolumeStatus {
             nr: vol.nr,
             state: vol.state,
@@ -122,7 +126,7 @@ impl Engine {
             open_count: vol.open_count,
             al_suspended: vol.disk.as_ref().is_some_and(|d| d.al.suspended()),
             disk_path: vol.disk.as_ref().map(|d| d.path.clone()),
-            sync,
+            sync: sync.or(verify),
             degraded_wait: vol.degraded_wait,
             peer_outdated: vol.state.pdsk == DiskState::Outdated,
             write_ordering: match (vol.opts.disk_flushes && !self.rx.drain_only(), vol.opts.disk_drain) {

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
+use crate::engine::progress::Progress;
 use crate::engine::state::StateChange;
-use crate::units::{SectorRange, Sectors, VolumeNr};
+use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::ack::{BlockAck, OV_IN_SYNC, OV_OUT_OF_SYNC};
 use crate::wire::digest::Digest;
 use crate::wire::state::ConnState;
@@ -22,12 +23,18 @@ pub(crate) struct VerifyTarget {
     /// Blocks digested and not judged: first sector to sectors.
     open: BTreeMap<u64, u64>,
     finishing: bool,
-    found: u64,
+    progress: Progress,
 }
 
 impl VerifyTarget {
-    pub(crate) const fn new(size: Sectors) -> Self {
-        Self { size, started: false, left: size.0, open: BTreeMap::new(), finishing: false, found: 0 }
+    pub(crate) const fn new(now: Timestamp, size: Sectors) -> Self {
+        let progress = Progress::start(now, size.bm_bits());
+        Self { size, started: false, left: size.0, open: BTreeMap::new(), finishing: false, progress }
+    }
+
+    /// Progress so far.
+    pub(crate) const fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// Sectors left, for progress.
@@ -86,9 +93,10 @@ impl Engine {
             self.set_bits(v, range);
             self.log(Level::Warn, Some(v), format!("Out of sync: start={}, size={count} (sectors)", p.sector));
         }
+        let now = self.now;
         let Some(verify) = self.volumes.get_mut(&v).and_then(|vol| vol.verify.as_mut()) else { return };
-        verify.found += u64::from(different);
         verify.left = verify.left.saturating_sub(count);
+        verify.progress.advance(now, Sectors(verify.left).bm_bits());
         if verify.left == 0 && !verify.finishing {
             verify.finishing = true;
             self.ping_then(AfterPing::VerifyFinish(v));

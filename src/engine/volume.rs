@@ -99,6 +99,15 @@ pub(crate) struct PeerSide {
     pub decided: bool,
 }
 
+/// Resync replies of one range that are not acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unacked {
+    /// How many.
+    pub count: u32,
+    /// Bits of the range were set since: the acknowledgement does not cover the newest data and clears nothing.
+    pub stale: bool,
+}
+
 /// A volume.
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -125,8 +134,8 @@ pub(crate) struct Volume {
     /// Ranges that resync holds against application writes: requests in flight (target), reads (source).
     pub resync_ranges: RangeMap,
     pub resync: Option<Resync>,
-    /// Resync replies sent and not acknowledged (source): sector to number of bytes, with a count.
-    pub resync_unacked: BTreeMap<(u64, u32), u32>,
+    /// Resync replies sent and not acknowledged (source), by first sector and bytes.
+    pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,
@@ -146,8 +155,9 @@ pub(crate) struct Volume {
     pub gate: u32,
     pub held: Vec<(crate::engine::event::RequestId, crate::engine::action::ClientResult)>,
     pub bitmap_rx: Option<crate::engine::bitmap_xfer::Incoming>,
-    /// The bitmap is to be sent as soon as the metadata allows.
+    /// The bitmap is to be sent, as soon as this epoch is retired.
     pub send_bitmap: bool,
+    pub bitmap_after: Option<u32>,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
@@ -196,6 +206,7 @@ impl Volume {
             held: Vec::new(),
             bitmap_rx: None,
             send_bitmap: false,
+            bitmap_after: None,
             verify: None,
             forced_detach: false,
             closing: false,

@@ -173,13 +173,6 @@ impl<S: Sink, B: Buffers> Link<S, B> {
             LinkAction::Start => self.start(),
             LinkAction::Close { nr } => self.close(nr),
             LinkAction::Stop => self.stop(),
-            LinkAction::Digests { receive, send } => {
-                if let Some(session) = self.shared.session() {
-                    let mut agreed = session.agreed.get();
-                    (agreed.integrity_received, agreed.integrity_sent) = (receive, send);
-                    session.agreed.set(agreed);
-                }
-            }
         }
     }
 

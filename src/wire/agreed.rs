@@ -1,8 +1,8 @@
 //! What both nodes agreed on, as far as it changes bytes on the wire: version, features and digest algorithms.
 //!
-//! The encoder and the decoder take it by reference; whoever drives them keeps one per connection and lets it follow the
-//! packets that go by ([`Agreed::note_sent`], [`Agreed::note_received`]), because a change takes effect exactly between
-//! two packets of the data socket (wire.md 4.4).
+//! The encoder and the decoder take it by reference; whoever drives them keeps one per connection and lets it follow
+//! the packets that go by ([`Agreed::note_sent`], [`Agreed::note_received`]), because a change takes effect exactly
+//! between two packets of the data socket (wire.md 4.4).
 
 use super::digest::DigestAlg;
 use super::error::Fault;

@@ -1,8 +1,8 @@
 //! Mutual authentication by challenge and response, CRAM-HMAC (wire.md 4.3).
 //!
-//! Takes in the shared secret and 64 random bytes; gives out the response to the peer's challenge and the verdict on the
-//! peer's. Authenticates the start of a connection only. The secret is wiped from memory when dropped and never printed;
-//! comparisons take constant time.
+//! Takes in the shared secret and 64 random bytes; gives out the response to the peer's challenge and the verdict on
+//! the peer's. Authenticates the start of a connection only. The secret is wiped from memory when dropped and never
+//! printed; comparisons take constant time.
 
 use std::fmt;
 
@@ -44,7 +44,8 @@ impl fmt::Debug for Secret {
 pub struct HmacAlg(DigestAlg);
 
 impl HmacAlg {
-    /// The algorithm with this kernel name (`cram-hmac-alg`). The checksums are no hashes and refused, as by the kernel.
+    /// The algorithm with this kernel name (`cram-hmac-alg`). The checksums are no hashes and refused, as by the
+    /// kernel.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         match DigestAlg::from_name(name)? {

@@ -1,6 +1,6 @@
 //! The variable-length code of run lengths in `P_COMPRESSED_BITMAP` (wire.md 8.3): ten ranges, each with a prefix and a
-//! number of data bits, in a bit stream whose first bit is the lowest bit of the first byte. The code is complete: every
-//! bit string decodes. A run of length 0 cannot be said.
+//! number of data bits, in a bit stream whose first bit is the lowest bit of the first byte. The code is complete:
+//! every bit string decodes. A run of length 0 cannot be said.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -48,12 +48,35 @@ const _: () = {
     }
 };
 
-/// The code word of a run: bits (first one lowest) and their number.
-fn code_of(run: u64) -> Option<(u64, u32)> {
-    if run > RUN_MAX {
-        return None;
+/// Runs below this have their code words in a table: noisy bitmaps are made of them, and a search per run would cost
+/// several times the rest.
+const SHORT_END: usize = 305;
+
+static SHORT: [(u16, u8); SHORT_END] = short_codes();
+
+#[expect(clippy::cast_possible_truncation, reason = "the code words of these runs have at most 14 bits")]
+const fn short_codes() -> [(u16, u8); SHORT_END] {
+    let mut table = [(0, 0); SHORT_END];
+    let mut i = 0;
+    while RANGES[i].first < SHORT_END as u64 {
+        let r = RANGES[i];
+        let mut data = 0;
+        while data < 1 << r.data_bits {
+            let run = (r.first + data) as usize;
+            table[run] = ((r.prefix | data << r.prefix_bits) as u16, (r.prefix_bits + r.data_bits) as u8);
+            data += 1;
+        }
+        i += 1;
     }
-    let r = RANGES.iter().rev().find(|r| r.first <= run)?;
+    table
+}
+
+/// The code word of a run: bits (first one lowest) and their number. A run of 0 has none.
+fn code_of(run: u64) -> Option<(u64, u32)> {
+    if let Some(&(code, bits)) = usize::try_from(run).ok().and_then(|run| SHORT.get(run)) {
+        return (bits != 0).then_some((code.into(), bits.into()));
+    }
+    let r = RANGES.iter().find(|r| run < r.first + (1 << r.data_bits))?;
     Some((r.prefix | (run - r.first) << r.prefix_bits, r.prefix_bits + r.data_bits))
 }
 

@@ -315,8 +315,8 @@ pub fn seal(packet: &mut Packet, agreed: &Agreed) {
     }
 }
 
-/// Appends header, structure and digest of `packet`. Its [`Packet::payload`] must be sent right behind. On error nothing
-/// is appended.
+/// Appends header, structure and digest of `packet`. Its [`Packet::payload`] must be sent right behind. On error
+/// nothing is appended.
 pub fn encode_head(volume: VolumeNr, packet: &Packet, agreed: &Agreed, out: &mut BytesMut) -> Result<(), EncodeError> {
     let kind = match packet {
         Packet::SyncParam(_) => Kind::sync_param(agreed.version),

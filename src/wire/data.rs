@@ -1,5 +1,5 @@
-//! The data family: replicated writes, discards, zeroes, write-same and the two kinds of data replies (wire.md 3.1, 5.1,
-//! 5.2). Payload is carried as [`Bytes`], never copied here, and never printed.
+//! The data family: replicated writes, discards, zeroes, write-same and the two kinds of data replies (wire.md 3.1,
+//! 5.1, 5.2). Payload is carried as [`Bytes`], never copied here, and never printed.
 
 use std::fmt;
 

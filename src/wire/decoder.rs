@@ -33,8 +33,9 @@ impl StreamDecoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next packet; `None` when more bytes are needed. After an error the stream is lost: every further call returns
-    /// the same error. Set what a packet changes ([`Self::set_phase`], [`Self::agreed_mut`]) before the next call.
+    /// The next packet; `None` when more bytes are needed. After an error the stream is lost: every further call
+    /// returns the same error. Set what a packet changes ([`Self::set_phase`], [`Self::agreed_mut`]) before the next
+    /// call.
     pub fn next_packet(&mut self) -> Result<Option<(Header, Packet)>, WireError> {
         if let Some(e) = &self.failed {
             return Err(e.clone());

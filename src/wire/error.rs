@@ -126,8 +126,8 @@ pub enum Fault {
         name: Box<str>,
     },
     /// The version ranges of the nodes do not meet.
-    #[error("versions do not meet: {} to {} here, {} to {} there", .own.protocol_min, .own.protocol_max, .peer.protocol_min,
-        .peer.protocol_max)]
+    #[error("versions do not meet: {} to {} here, {} to {} there",
+        .own.protocol_min, .own.protocol_max, .peer.protocol_min, .peer.protocol_max)]
     Versions {
         /// This node's offer.
         own: Features,

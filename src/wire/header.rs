@@ -1,5 +1,5 @@
-//! The three header formats and which one is used when (wire.md 2). The first packet of a TCP connection and the feature
-//! packets always have the oldest one.
+//! The three header formats and which one is used when (wire.md 2). The first packet of a TCP connection and the
+//! feature packets always have the oldest one.
 
 use bytes::BufMut;
 

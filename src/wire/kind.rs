@@ -127,8 +127,8 @@ pub struct Row {
 }
 
 macro_rules! packets {
-    ($($variant:ident = $command:literal, $name:literal, $sock:ident, $since:literal..=$until:expr, $feature:ident, $scope:ident,
-       $phase:ident, $len:expr;)+) => {
+    ($($variant:ident = $command:literal, $name:literal, $sock:ident, $since:literal..=$until:expr, $feature:ident,
+       $scope:ident, $phase:ident, $len:expr;)+) => {
         /// The packets, by DRBD's names.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
@@ -177,58 +177,60 @@ macro_rules! packets {
 
 const MAX: u32 = PROTOCOL_VERSION_MAX;
 
+use LenRule as Len;
+
 packets! {
-    // packet          command  name                     socket versions    feature      scope       phase          length
-    InitialData        = 0xfff2, "P_INITIAL_DATA",        Data, 86..=MAX, NONE,        Connection, First,         LenRule::Exact(0);
-    InitialMeta        = 0xfff1, "P_INITIAL_META",        Meta, 86..=MAX, NONE,        Connection, First,         LenRule::Exact(0);
-    ConnectionFeatures = 0xfffe, "P_CONNECTION_FEATURES", Data, 86..=MAX, NONE,        Connection, Features,      LenRule::Exact(72);
-    AuthChallenge      = 0x10, "P_AUTH_CHALLENGE",        Data, 86..=MAX, NONE,        Connection, AuthChallenge, LenRule::Between(64, 128);
-    AuthResponse       = 0x11, "P_AUTH_RESPONSE",         Data, 86..=MAX, NONE,        Connection, AuthResponse,  LenRule::Between(1, 64);
-    Protocol           = 0x0b, "P_PROTOCOL",              Data, 86..=MAX, NONE,        Connection, Params,        LenRule::Protocol;
-    ProtocolUpdate     = 0x2d, "P_PROTOCOL_UPDATE",       Data, 100..=MAX, NONE,       Connection, Connected,     LenRule::Protocol;
-    SyncParam          = 0x0a, "P_SYNC_PARAM",            Data, 86..=88, NONE,         Volume,     Params,        LenRule::SyncParam;
-    SyncParam89        = 0x23, "P_SYNC_PARAM89",          Data, 89..=MAX, NONE,        Volume,     Params,        LenRule::SyncParam89;
-    Sizes              = 0x0d, "P_SIZES",                 Data, 86..=MAX, NONE,        Volume,     Params,        LenRule::Sizes;
-    Uuids              = 0x0c, "P_UUIDS",                 Data, 86..=MAX, NONE,        Volume,     Params,        LenRule::Exact(48);
-    State              = 0x0e, "P_STATE",                 Data, 86..=MAX, NONE,        Volume,     Params,        LenRule::Exact(4);
-    SyncUuid           = 0x0f, "P_SYNC_UUID",             Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(8);
-    StateChgReq        = 0x12, "P_STATE_CHG_REQ",         Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(8);
-    StateChgReply      = 0x1d, "P_STATE_CHG_REPLY",       Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(4);
-    ConnStChgReq       = 0x2a, "P_CONN_ST_CHG_REQ",       Data, 100..=MAX, NONE,       Connection, Connected,     LenRule::Exact(8);
-    ConnStChgReply     = 0x2b, "P_CONN_ST_CHG_REPLY",     Meta, 100..=MAX, NONE,       Connection, Connected,     LenRule::Exact(4);
-    Data               = 0x00, "P_DATA",                  Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: true };
-    Trim               = 0x31, "P_TRIM",                  Data, 86..=MAX, TRIM,        Volume,     Connected,     LenRule::Exact(28);
-    Zeroes             = 0x36, "P_ZEROES",                Data, 86..=MAX, WZEROES,     Volume,     Connected,     LenRule::Exact(28);
-    WriteSame          = 0x34, "P_WSAME",                 Data, 86..=MAX, WSAME,       Volume,     Connected,     LenRule::WriteSame;
-    Barrier            = 0x03, "P_BARRIER",               Data, 86..=MAX, NONE,        Connection, Connected,     LenRule::Exact(8);
-    BarrierAck         = 0x1c, "P_BARRIER_ACK",           Meta, 86..=MAX, NONE,        Connection, Connected,     LenRule::Exact(8);
-    UnplugRemote       = 0x07, "P_UNPLUG_REMOTE",         Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(0);
-    RecvAck            = 0x15, "P_RECV_ACK",              Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    WriteAck           = 0x16, "P_WRITE_ACK",             Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    RsWriteAck         = 0x17, "P_RS_WRITE_ACK",          Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    Superseded         = 0x18, "P_SUPERSEDED",            Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    RetryWrite         = 0x2c, "P_RETRY_WRITE",           Meta, 100..=MAX, NONE,       Volume,     Connected,     LenRule::Exact(24);
-    NegAck             = 0x19, "P_NEG_ACK",               Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    DataRequest        = 0x08, "P_DATA_REQUEST",          Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    DataReply          = 0x01, "P_DATA_REPLY",            Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: false };
-    NegDreply          = 0x1a, "P_NEG_DREPLY",            Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    RsDataRequest      = 0x09, "P_RS_DATA_REQUEST",       Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    RsThinReq          = 0x32, "P_RS_THIN_REQ",           Data, 86..=MAX, THIN_RESYNC, Volume,     Connected,     LenRule::Exact(24);
-    CsumRsRequest      = 0x21, "P_CSUM_RS_REQUEST",       Data, 89..=MAX, NONE,        Volume,     Connected,     LenRule::CsumDigest;
-    RsDataReply        = 0x02, "P_RS_DATA_REPLY",         Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Payload { empty_ok: false };
-    RsDeallocated      = 0x33, "P_RS_DEALLOCATED",        Data, 86..=MAX, THIN_RESYNC, Volume,     Connected,     LenRule::Exact(16);
-    RsIsInSync         = 0x22, "P_RS_IS_IN_SYNC",         Meta, 89..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    NegRsDreply        = 0x1b, "P_NEG_RS_DREPLY",         Meta, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    RsCancel           = 0x29, "P_RS_CANCEL",             Meta, 96..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    OutOfSync          = 0x28, "P_OUT_OF_SYNC",           Data, 96..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(16);
-    Bitmap             = 0x04, "P_BITMAP",                Data, 86..=MAX, NONE,        Volume,     Connected,     LenRule::Bitmap;
-    CompressedBitmap   = 0x24, "P_COMPRESSED_BITMAP",     Data, 90..=MAX, NONE,        Volume,     Connected,     LenRule::CompressedBitmap;
-    OvRequest          = 0x1e, "P_OV_REQUEST",            Data, 88..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    OvReply            = 0x1f, "P_OV_REPLY",              Data, 88..=MAX, NONE,        Volume,     Connected,     LenRule::VerifyDigest;
-    OvResult           = 0x20, "P_OV_RESULT",             Meta, 88..=MAX, NONE,        Volume,     Connected,     LenRule::Exact(24);
-    Ping               = 0x13, "P_PING",                  Meta, 86..=MAX, NONE,        Connection, Params,        LenRule::Exact(0);
-    PingAck            = 0x14, "P_PING_ACK",              Meta, 86..=MAX, NONE,        Connection, Params,        LenRule::Exact(0);
-    DelayProbe         = 0x27, "P_DELAY_PROBE",           Both, 93..=MAX, NONE,        Volume,     Params,        LenRule::Exact(8);
+    // packet = command, name, socket, versions, feature, scope, phase, length;
+    InitialData = 0xfff2, "P_INITIAL_DATA", Data, 86..=MAX, NONE, Connection, First, Len::Exact(0);
+    InitialMeta = 0xfff1, "P_INITIAL_META", Meta, 86..=MAX, NONE, Connection, First, Len::Exact(0);
+    ConnectionFeatures = 0xfffe, "P_CONNECTION_FEATURES", Data, 86..=MAX, NONE, Connection, Features, Len::Exact(72);
+    AuthChallenge = 0x10, "P_AUTH_CHALLENGE", Data, 86..=MAX, NONE, Connection, AuthChallenge, Len::Between(64, 128);
+    AuthResponse = 0x11, "P_AUTH_RESPONSE", Data, 86..=MAX, NONE, Connection, AuthResponse, Len::Between(1, 64);
+    Protocol = 0x0b, "P_PROTOCOL", Data, 86..=MAX, NONE, Connection, Params, Len::Protocol;
+    ProtocolUpdate = 0x2d, "P_PROTOCOL_UPDATE", Data, 100..=MAX, NONE, Connection, Connected, Len::Protocol;
+    SyncParam = 0x0a, "P_SYNC_PARAM", Data, 86..=88, NONE, Volume, Params, Len::SyncParam;
+    SyncParam89 = 0x23, "P_SYNC_PARAM89", Data, 89..=MAX, NONE, Volume, Params, Len::SyncParam89;
+    Sizes = 0x0d, "P_SIZES", Data, 86..=MAX, NONE, Volume, Params, Len::Sizes;
+    Uuids = 0x0c, "P_UUIDS", Data, 86..=MAX, NONE, Volume, Params, Len::Exact(48);
+    State = 0x0e, "P_STATE", Data, 86..=MAX, NONE, Volume, Params, Len::Exact(4);
+    SyncUuid = 0x0f, "P_SYNC_UUID", Data, 86..=MAX, NONE, Volume, Connected, Len::Exact(8);
+    StateChgReq = 0x12, "P_STATE_CHG_REQ", Data, 86..=MAX, NONE, Volume, Connected, Len::Exact(8);
+    StateChgReply = 0x1d, "P_STATE_CHG_REPLY", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(4);
+    ConnStChgReq = 0x2a, "P_CONN_ST_CHG_REQ", Data, 100..=MAX, NONE, Connection, Connected, Len::Exact(8);
+    ConnStChgReply = 0x2b, "P_CONN_ST_CHG_REPLY", Meta, 100..=MAX, NONE, Connection, Connected, Len::Exact(4);
+    Data = 0x00, "P_DATA", Data, 86..=MAX, NONE, Volume, Connected, Len::Payload { empty_ok: true };
+    Trim = 0x31, "P_TRIM", Data, 86..=MAX, TRIM, Volume, Connected, Len::Exact(28);
+    Zeroes = 0x36, "P_ZEROES", Data, 86..=MAX, WZEROES, Volume, Connected, Len::Exact(28);
+    WriteSame = 0x34, "P_WSAME", Data, 86..=MAX, WSAME, Volume, Connected, Len::WriteSame;
+    Barrier = 0x03, "P_BARRIER", Data, 86..=MAX, NONE, Connection, Connected, Len::Exact(8);
+    BarrierAck = 0x1c, "P_BARRIER_ACK", Meta, 86..=MAX, NONE, Connection, Connected, Len::Exact(8);
+    UnplugRemote = 0x07, "P_UNPLUG_REMOTE", Data, 86..=MAX, NONE, Volume, Connected, Len::Exact(0);
+    RecvAck = 0x15, "P_RECV_ACK", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    WriteAck = 0x16, "P_WRITE_ACK", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    RsWriteAck = 0x17, "P_RS_WRITE_ACK", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    Superseded = 0x18, "P_SUPERSEDED", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    RetryWrite = 0x2c, "P_RETRY_WRITE", Meta, 100..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    NegAck = 0x19, "P_NEG_ACK", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    DataRequest = 0x08, "P_DATA_REQUEST", Data, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    DataReply = 0x01, "P_DATA_REPLY", Data, 86..=MAX, NONE, Volume, Connected, Len::Payload { empty_ok: false };
+    NegDreply = 0x1a, "P_NEG_DREPLY", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    RsDataRequest = 0x09, "P_RS_DATA_REQUEST", Data, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    RsThinReq = 0x32, "P_RS_THIN_REQ", Data, 86..=MAX, THIN_RESYNC, Volume, Connected, Len::Exact(24);
+    CsumRsRequest = 0x21, "P_CSUM_RS_REQUEST", Data, 89..=MAX, NONE, Volume, Connected, Len::CsumDigest;
+    RsDataReply = 0x02, "P_RS_DATA_REPLY", Data, 86..=MAX, NONE, Volume, Connected, Len::Payload { empty_ok: false };
+    RsDeallocated = 0x33, "P_RS_DEALLOCATED", Data, 86..=MAX, THIN_RESYNC, Volume, Connected, Len::Exact(16);
+    RsIsInSync = 0x22, "P_RS_IS_IN_SYNC", Meta, 89..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    NegRsDreply = 0x1b, "P_NEG_RS_DREPLY", Meta, 86..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    RsCancel = 0x29, "P_RS_CANCEL", Meta, 96..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    OutOfSync = 0x28, "P_OUT_OF_SYNC", Data, 96..=MAX, NONE, Volume, Connected, Len::Exact(16);
+    Bitmap = 0x04, "P_BITMAP", Data, 86..=MAX, NONE, Volume, Connected, Len::Bitmap;
+    CompressedBitmap = 0x24, "P_COMPRESSED_BITMAP", Data, 90..=MAX, NONE, Volume, Connected, Len::CompressedBitmap;
+    OvRequest = 0x1e, "P_OV_REQUEST", Data, 88..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    OvReply = 0x1f, "P_OV_REPLY", Data, 88..=MAX, NONE, Volume, Connected, Len::VerifyDigest;
+    OvResult = 0x20, "P_OV_RESULT", Meta, 88..=MAX, NONE, Volume, Connected, Len::Exact(24);
+    Ping = 0x13, "P_PING", Meta, 86..=MAX, NONE, Connection, Params, Len::Exact(0);
+    PingAck = 0x14, "P_PING_ACK", Meta, 86..=MAX, NONE, Connection, Params, Len::Exact(0);
+    DelayProbe = 0x27, "P_DELAY_PROBE", Both, 93..=MAX, NONE, Volume, Params, Len::Exact(8);
 }
 
 impl Kind {

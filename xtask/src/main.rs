@@ -1,2 +1,63 @@
-//! Placeholder entry point.
-fn main() {}
+//! `cargo xtask COMMAND`: the developer commands.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+
+mod lab_command;
+mod packages;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use xtask::tidy;
+
+#[derive(Debug, clap::Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of udrbd")]
+enum Command {
+    /// Install what tests need (root on Debian), then run all of them; the last line counts
+    Test {
+        /// Do not install anything
+        #[arg(long)]
+        no_install: bool,
+        /// Run only tests whose name contains one of these
+        filter: Vec<String>,
+    },
+    /// The kernel lab: boots real kernels to test against
+    #[command(subcommand)]
+    Lab(lab_command::LabCommand),
+    /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
+    Tidy {
+        /// Shrink the list of long files to what is there
+        #[arg(long)]
+        bless: bool,
+        /// With --bless: admit longer and new files too
+        #[arg(long, requires = "bless")]
+        admit: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match Command::parse() {
+        Command::Test { no_install, filter } => test::run(!no_install, &filter),
+        Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
+            eprintln!("lab: {err}");
+            ExitCode::from(2)
+        }),
+        Command::Tidy { bless, admit } => run_tidy(bless, admit).unwrap_or_else(|err| {
+            eprintln!("tidy: cannot read the tree: {err}");
+            ExitCode::from(2)
+        }),
+    }
+}
+
+fn run_tidy(bless: bool, admit: bool) -> std::io::Result<ExitCode> {
+    let root = tidy::root();
+    if bless {
+        tidy::length::bless(&root, &tidy::files(&root)?, admit)?;
+    }
+    let findings = tidy::check(&root)?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -163,22 +163,6 @@ fn digests_follow_the_settings_of_each_sender() {
 }
 
 #[test]
-fn digests_can_be_ordered() {
-    shard(async {
-        let (x, y) = addresses();
-        let (a, b, _guard) = pair(config(x, y), config(y, x), &Pool::new(1 << 20)).await;
-        let alg = Some(DigestAlg::Md5);
-        a.act(&LinkAction::Digests { receive: None, send: alg });
-        b.act(&LinkAction::Digests { receive: alg, send: None });
-        a.send(Socket::Data, state());
-        a.send(Socket::Data, write(1, 512));
-        expect(&b, &state()).await;
-        let (_, _, Packet::Data(got)) = b.packet().await else { panic!("not the write") };
-        assert_eq!(got.digest.len(), 16);
-    });
-}
-
-#[test]
 fn a_spent_budget_stops_the_data_socket_only() {
     shard(async {
         const WRITE: usize = 64 << 10;

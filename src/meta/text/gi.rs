@@ -65,10 +65,25 @@ pub fn gi_picture(uuids: [GenId; 4], flags: MdFlags) -> String {
 /// The output of `show-gi`.
 #[must_use]
 pub fn show_gi(superblock: &Superblock) -> String {
-    let flags = superblock.flags;
+    let mut text = gi_picture(superblock.uuids(), superblock.flags) + &flags_text(superblock.flags);
+    let sectors = superblock.effective_size.0;
+    if sectors == 0 {
+        return text + "zero size device -- never seen peer yet?\n";
+    }
+    let size = super::human_kib(sectors / 2);
+    let _ = write!(
+        text,
+        "last agreed size: {size} ({sectors} sectors)\nlast agreed max bio size: {} Byte\n",
+        superblock.la_peer_max_bio_size
+    );
+    text
+}
+
+/// The lines about flags below the picture; a running node shows these alone.
+#[must_use]
+pub fn flags_text(flags: MdFlags) -> String {
     let has = |flag| flags.contains(flag);
-    let mut text = gi_picture(superblock.uuids(), flags);
-    text += "flags:";
+    let mut text = String::from("flags:");
     if has(MdFlags::CRASHED_PRIMARY) {
         text += " crashed";
     }
@@ -86,16 +101,6 @@ pub fn show_gi(superblock: &Superblock) -> String {
         text += ", peer Outdated";
     }
     text += if has(MdFlags::AL_CLEAN) { "\nmeta-data: clean\n" } else { "\nmeta-data: need apply-al\n" };
-    let sectors = superblock.effective_size.0;
-    if sectors == 0 {
-        return text + "zero size device -- never seen peer yet?\n";
-    }
-    let size = super::human_kib(sectors / 2);
-    let _ = write!(
-        text,
-        "last agreed size: {size} ({sectors} sectors)\nlast agreed max bio size: {} Byte\n",
-        superblock.la_peer_max_bio_size
-    );
     text
 }
 

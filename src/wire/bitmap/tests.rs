@@ -264,7 +264,7 @@ proptest! {
     #[test]
     fn merging_is_a_union(a in bitmap(), b in bitmap(), rle in any::<bool>()) {
         let bits = a.bits.min(b.bits);
-        let cut = |x: &Bits| Bits::with(bits, (0..bits).filter(|i| x.words[usize::try_from(i / 64).unwrap()] >> (i % 64) & 1 == 1));
+        let cut = |x: &Bits| Bits::with(bits, (0..bits).filter(|i| x.word(i / 64) >> (i % 64) & 1 == 1));
         let (a, b) = (cut(&a), cut(&b));
         let mut sink = b.clone();
         transfer(&a, &mut sink, Version::MAX, rle, 50);

@@ -106,7 +106,7 @@ fn build(kind: Kind, raw: &Raw, agreed: &Agreed) -> Packet {
     let desc = BlockDesc { sector, blksize: raw.size * 512 };
     let other = DpFlags::DISCARD.with(DpFlags::ZEROES).with(DpFlags::WSAME);
     let flags = DpFlags(low(w1)).without(other);
-    let payload = |len: u32| Bytes::from(raw.bytes.repeat(8192)[..len as usize].to_vec());
+    let payload = |len: u32| raw.bytes.iter().copied().cycle().take(len as usize).collect::<Bytes>();
     let digest = |alg: Option<DigestAlg>| alg.map_or(Digest::EMPTY, |a| a.digest(&[&raw.bytes]));
     let name = raw.alg.map(AlgName::from).unwrap_or_default();
     let trim = |needed| Trim { sector, block_id, seq, flags: flags.with(needed), size: discard };

@@ -1,0 +1,6 @@
+//! Tests of the room as a whole.
+
+#[cfg(feature = "drivers")]
+mod corpus;
+mod language;
+mod properties;

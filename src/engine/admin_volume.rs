@@ -1,0 +1,184 @@
+//! Commands for a volume: create, options, resync, generations.
+
+use crate::engine::Engine;
+use crate::engine::action::{CommandError, Level};
+use crate::engine::admin::{Job, err};
+use crate::engine::event::CommandId;
+use crate::engine::md::MdDone;
+use crate::engine::state::{ChangeMode, StateChange};
+use crate::engine::volume::Volume;
+use crate::units::{Sectors, VolumeNr};
+use crate::wire::state::{ConnState, DiskState, Role};
+
+impl Engine {
+    pub(crate) fn new_volume(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
+        if self.volumes.contains_key(&v) {
+            return Err(err(161));
+        }
+        let mut vol = Volume::new(v, opts);
+        vol.state.conn = self.conn.state;
+        self.volumes.insert(v, vol);
+        if self.conn.link.is_some() {
+            self.send_volume_parameters(v);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn del_volume(&mut self, v: VolumeNr) -> Result<(), CommandError> {
+        let Some(vol) = self.volumes.get(&v) else { return Err(err(127)) };
+        let idle = vol.state.disk == DiskState::Diskless
+            && vol.disk.is_none()
+            && vol.state.role == Role::Secondary
+            && vol.open_count == 0;
+        if !idle || self.conn.link.is_some() {
+            return Err(err(160));
+        }
+        self.volumes.remove(&v);
+        Ok(())
+    }
+
+    pub(crate) fn disk_options(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
+        let now = self.now;
+        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
+        if vol.disk.is_none() {
+            return Err(err(138));
+        }
+        if let Some(resync) = vol.resync.as_mut() {
+            resync.set_rate(now, opts.resync_rate);
+            self.resync_kick.insert(v);
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
+        if let Some(disk) = vol.disk.as_mut() {
+            disk.al.set_updates(opts.al_updates);
+        }
+        // The activity log keeps its size until the next attach.
+        vol.opts = opts;
+        self.update_md_flags(v);
+        if self.conn.link.is_some() {
+            self.send_sync_param(v);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn invalidate(&mut self, id: CommandId, v: VolumeNr) {
+        let state = self.state(v);
+        if state.conn == ConnState::StandAlone && state.role == Role::Secondary {
+            if let Err(code) = self.change(v, &StateChange::NONE.disk(DiskState::Inconsistent), ChangeMode::Soft) {
+                return self.command_done(id, Err(CommandError::State(code)));
+            }
+            return self.set_all_and_write(id, v);
+        }
+        self.start_command(
+            id,
+            v,
+            Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncT), retry: true },
+        );
+    }
+
+    pub(crate) fn invalidate_remote(&mut self, id: CommandId, v: VolumeNr) {
+        let state = self.state(v);
+        if state.conn == ConnState::StandAlone && state.role == Role::Primary {
+            if let Err(code) = self.change(v, &StateChange::NONE.pdsk(DiskState::Inconsistent), ChangeMode::Soft) {
+                return self.command_done(id, Err(CommandError::State(code)));
+            }
+            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+                let waiting = disk.al.suspend();
+                for key in waiting {
+                    self.al_bypassed(key);
+                }
+                self.log(Level::Info, Some(v), "Suspended AL updates");
+            }
+            return self.set_all_and_write(id, v);
+        }
+        self.start_command(
+            id,
+            v,
+            Job::Change { change: StateChange::NONE.conn(ConnState::StartingSyncS), retry: true },
+        );
+    }
+
+    pub(crate) fn set_all_and_write(&mut self, id: CommandId, v: VolumeNr) {
+        if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+            disk.bitmap.set_all();
+        }
+        self.md_bitmap(v, true, Some(MdDone::Command(id)));
+        self.wait_md(id, v);
+    }
+
+    pub(crate) fn pause_sync(&mut self, v: VolumeNr) -> Result<(), CommandError> {
+        if self.state(v).user_isp {
+            return Err(err(134));
+        }
+        self.force(v, &StateChange::NONE.user_isp(true));
+        Ok(())
+    }
+
+    pub(crate) fn resume_sync(&mut self, v: VolumeNr) -> Result<(), CommandError> {
+        let state = self.state(v);
+        if !state.user_isp {
+            let paused = matches!(state.conn, ConnState::PausedSyncS | ConnState::PausedSyncT);
+            return Err(err(if paused && state.aftr_isp {
+                156
+            } else if paused && state.peer_isp {
+                157
+            } else {
+                135
+            }));
+        }
+        self.force(v, &StateChange::NONE.user_isp(false));
+        self.resync_kick.insert(v);
+        Ok(())
+    }
+
+    /// `new-current-uuid` (behaviour.md 4.5).
+    pub(crate) fn admin_new_current_uuid(&mut self, v: VolumeNr, clear_bitmap: bool) -> Result<(), CommandError> {
+        let version = self.conn.version;
+        let random = self.rng.gen_id();
+        let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
+        let state = vol.state;
+        let Some(disk) = vol.disk.as_mut().filter(|_| state.disk >= DiskState::Inconsistent) else {
+            return Err(err(138));
+        };
+        let just_created = disk.sb.current.masked() == crate::units::GenId::JUST_CREATED.0;
+        let skip_sync = state.conn == ConnState::Connected && version >= 90 && just_created && clear_bitmap;
+        if state.conn != ConnState::StandAlone && !skip_sync {
+            return Err(err(151));
+        }
+        let ids = disk.ids().admin_new_current(random.0, state.role == Role::Primary);
+        disk.set_ids(ids);
+        vol.exposed = ids.current;
+        if clear_bitmap {
+            disk.bitmap.clear_all();
+            if disk.al.suspended() {
+                disk.al.resume();
+            }
+        }
+        self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
+        if skip_sync {
+            self.log(Level::Info, Some(v), "Preparing to skip initial sync");
+            // The peer makes itself equal on this word alone: it may only hear it when it is durable here.
+            let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return Err(err(138)) };
+            let ids = disk.ids().clear_bitmap();
+            self.send_uuids_skip_sync(v);
+            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+                disk.set_ids(ids);
+            }
+            self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
+            self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
+        }
+        Ok(())
+    }
+
+    /// A client opened a volume.
+    pub(crate) fn on_opened(&mut self, v: VolumeNr, open: bool) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.open_count = if open { vol.open_count + 1 } else { vol.open_count.saturating_sub(1) };
+        }
+        self.recheck_commands = true;
+    }
+
+    /// The size for a status line.
+    pub(crate) fn size_of(&self, v: VolumeNr) -> Sectors {
+        self.volumes.get(&v).map_or(Sectors(0), |vol| vol.size)
+    }
+}

@@ -1,0 +1,44 @@
+//! Out-of-sync bits as the engine sets and clears them, with everything that a change of bits touches.
+
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::engine::request::PART_BYTES_MAX;
+use crate::limits::SECTOR_SIZE;
+use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
+
+impl Engine {
+    /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
+    /// carries older data: its end must not clear these bits.
+    pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
+        let bits = range.bits_touched();
+        let newly = vol.disk.as_mut().map_or(0, |disk| disk.bitmap.set_range(bits.clone()));
+        if let Some(resync) = vol.resync.as_mut() {
+            resync.note_set(bits.start);
+        }
+        if !vol.resync_unacked.is_empty() {
+            let from = range.start.0.saturating_sub(PART_BYTES_MAX / SECTOR_SIZE);
+            for ((sector, bytes), unacked) in vol.resync_unacked.range_mut((from, 0)..(range.end().0, 0)) {
+                let sent = SectorRange { start: Sector(*sector), count: Sectors::from_bytes_floor(u64::from(*bytes)) };
+                unacked.stale |= sent.overlaps(range);
+            }
+        }
+        if !vol.peer_active.is_empty() {
+            let writes: SmallVec<[u64; 4]> = vol.peer_active.overlapping(range).collect();
+            self.peer_writes_stale(&writes);
+        }
+        newly
+    }
+
+    /// Marks the whole blocks of a range in sync.
+    pub(crate) fn clear_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
+        let bits = range.bits_covered(vol.size);
+        let cleared = vol.disk.as_mut().map_or(0, |d| d.bitmap.clear_range(bits));
+        if cleared > 0 {
+            self.on_bits_cleared(v);
+        }
+        cleared
+    }
+}

@@ -1,0 +1,77 @@
+//! Client flushes: local disk, and under protocol C the peer's stable storage too.
+
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::engine::action::{ClientError, DiskOp};
+use crate::engine::event::{DiskFailure, RequestId};
+use crate::engine::ops::Op;
+use crate::engine::request::{Flush, Side};
+use crate::units::VolumeNr;
+use crate::wire::packet::Packet;
+use crate::wire::params::ReplProtocol;
+use crate::wire::state::DiskState;
+
+impl Engine {
+    pub(crate) fn start_flush(&mut self, id: RequestId, v: VolumeNr) {
+        self.epochs.close();
+        let Some(vol) = self.volumes.get(&v) else { return self.complete_now(id, Err(ClientError::Gone)) };
+        let local = vol.disk_usable();
+        if !local && vol.state.pdsk < DiskState::Inconsistent {
+            return self.complete_now(id, Err(ClientError::Io));
+        }
+        // Under C (and wherever the peer has the only copy) a flush speaks for both replicas.
+        let both = self.conn.protocol() == ReplProtocol::C || !local;
+        let epoch = if both && self.conn.link.is_some() { self.epochs.last() } else { None };
+        let side = if local { Side::Pending } else { Side::Unused };
+        let key = self.flushes.insert(Flush { id, volume: v, local: side, epoch });
+        self.send_due_barrier();
+        if epoch.is_some() && self.conn.relaxed_epochs {
+            self.send_data(v, Packet::UnplugRemote);
+        }
+        if local {
+            let mark = self.data_flush_mark(v);
+            self.submit(v, DiskOp::Flush, Op::RequestFlush { flush: key, mark });
+        } else {
+            self.finish_flush(key);
+        }
+    }
+
+    /// The local half of a flush ended.
+    pub(crate) fn on_request_flushed(&mut self, key: u64, v: VolumeNr, result: Result<(), DiskFailure>) {
+        if let Some(flush) = self.flushes.get_mut(key) {
+            flush.local = if result.is_ok() { Side::Ok } else { Side::Failed };
+        }
+        if let Err(failure) = result {
+            self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
+            self.on_io_error(v);
+        }
+        self.finish_flush(key);
+    }
+
+    pub(crate) fn check_flushes(&mut self) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        let keys: Vec<u64> = self.flushes.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.finish_flush(key);
+        }
+    }
+
+    pub(crate) fn finish_flush(&mut self, key: u64) {
+        let Some(flush) = self.flushes.get(key) else { return };
+        if flush.local == Side::Pending || flush.epoch.is_some_and(|nr| !self.epochs.is_retired(nr)) {
+            return;
+        }
+        let Some(flush) = self.flushes.remove(key) else { return };
+        let remote_good = self
+            .volumes
+            .get(&flush.volume)
+            .is_some_and(|vol| self.conn.link.is_some() && vol.state.pdsk == DiskState::UpToDate);
+        // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
+        let ok = flush.local == Side::Ok || remote_good;
+        self.complete(flush.id, flush.volume, if ok { Ok(SmallVec::new()) } else { Err(ClientError::Io) });
+        self.recheck_commands = true;
+    }
+}

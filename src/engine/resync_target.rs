@@ -1,0 +1,277 @@
+//! The target's side of a resync: ask, write, clear, finish.
+
+use bytes::Bytes;
+
+use crate::engine::Engine;
+use crate::engine::action::{Action, Level};
+use crate::engine::connection::AfterPing;
+use crate::engine::event::Timer;
+use crate::engine::md::MdDone;
+use crate::engine::rate::Denied;
+use crate::engine::resync::{InFlight, RANGE_KEY, Resync, done_text};
+use crate::engine::state::{ChangeMode, StateChange};
+use crate::limits::{BM_BLOCK_BYTES, RESYNC_REQUEST_BYTES};
+use crate::units::{BlockId, BmBit, GenId, Sector, SectorRange, Sectors, VolumeNr};
+use crate::wire::packet::Packet;
+use crate::wire::resync::{BlockDesc, BlockReq};
+use crate::wire::state::{ConnState, DiskState, Role};
+
+impl Engine {
+    /// The source announced the resync. It may come before this node is ready for it.
+    pub(crate) fn on_sync_uuid(&mut self, v: VolumeNr, uuid: GenId) {
+        let conn = self.state(v).conn;
+        match conn {
+            ConnState::WfSyncUuid | ConnState::Behind => self.start_target(v, uuid),
+            ConnState::StartingSyncT | ConnState::WfBitMapT => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.early_sync_uuid = Some(uuid);
+                }
+            }
+            _ => self.peer_error("P_SYNC_UUID", format!("not expected in state {conn}")),
+        }
+    }
+
+    /// Waits for the source's announcement, or starts at once if it came early.
+    pub(crate) fn wait_sync_uuid(&mut self, v: VolumeNr) {
+        self.force(v, &StateChange::NONE.conn(ConnState::WfSyncUuid));
+        if let Some(uuid) = self.volumes.get_mut(&v).and_then(|vol| vol.early_sync_uuid.take()) {
+            self.start_target(v, uuid);
+        }
+    }
+
+    pub(crate) fn start_target(&mut self, v: VolumeNr, uuid: GenId) {
+        let now = self.now;
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let primary = vol.state.role == Role::Primary;
+        let rate = vol.opts.resync_rate;
+        let Some(disk) = vol.disk.as_mut() else { return };
+        let ids = disk.ids().start_as_target(uuid, primary);
+        disk.set_ids(ids);
+        let bits = disk.bitmap.count();
+        vol.exposed = ids.current;
+        self.log(Level::Info, Some(v), format!("updated sync uuid {ids}"));
+        let change = StateChange::NONE.conn(ConnState::SyncTarget).disk(DiskState::Inconsistent);
+        if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
+            self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
+            return self.drop_link(ConnState::NetworkFailure);
+        }
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.resync = Some(Resync::new(now, false, bits, rate));
+        }
+        self.log_begin(v, bits, "SyncTarget");
+        // The bits first: the source forgets a block when this node has written it, flushed or not. After a power cut
+        // only this bitmap can know of it.
+        self.md_bitmap(v, true, Some(MdDone::TargetStarted));
+    }
+
+    /// The target's superblock is durable.
+    pub(crate) fn on_target_started(&mut self, v: VolumeNr, ok: bool) {
+        if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
+            resync.ready = ok;
+            self.resync_kick.insert(v);
+        }
+    }
+
+    /// Asks for as much as the pace allows.
+    pub(crate) fn pump_resync(&mut self, v: VolumeNr) {
+        let bytes_max = u64::from(self.request_bytes_max()).min(RESYNC_REQUEST_BYTES);
+        let now = self.now;
+        if self.state(v).conn != ConnState::SyncTarget {
+            return;
+        }
+        let mut wrapped = false;
+        loop {
+            let Some(vol) = self.volumes.get_mut(&v) else { return };
+            let (Some(resync), Some(disk)) = (vol.resync.as_mut(), vol.disk.as_ref()) else { return };
+            if !resync.ready || resync.finishing {
+                return;
+            }
+            let Some(first) = disk.bitmap.find_first_set_from(BmBit(resync.cursor)) else {
+                match resync.rewind.take() {
+                    Some(bit) if !wrapped => {
+                        wrapped = true;
+                        resync.cursor = bit;
+                        continue;
+                    }
+                    Some(bit) => resync.rewind = Some(bit),
+                    None if resync.in_flight.is_empty() => {
+                        resync.cursor = disk.bitmap.bits();
+                        resync.finishing = true;
+                        return self.ping_then(AfterPing::TargetFinish(v));
+                    }
+                    None => {}
+                }
+                return;
+            };
+            let most = bytes_max / BM_BLOCK_BYTES;
+            let run_end = disk.bitmap.find_first_clear_from(first).map_or_else(|| disk.bitmap.bits(), |b| b.0);
+            // A boundary of the request size keeps later requests aligned.
+            let boundary = (first.0 / most + 1) * most;
+            let end = run_end.min(boundary);
+            let start = first.sector();
+            let stop = Sector((end * 8).min(vol.size.0));
+            let range = SectorRange { start, count: Sectors(stop.0 - start.0) };
+            if vol.active.overlaps(range) || vol.resync_ranges.overlaps(range) {
+                // An application write or an earlier request holds a part of it: skip one block, come back later.
+                resync.cursor = first.0 + 1;
+                let block = SectorRange { start, count: Sectors(8) };
+                if vol.active.overlaps(range) && !vol.resync_ranges.overlaps(block) {
+                    resync.note_set(first.0);
+                }
+                continue;
+            }
+            match resync.pacer.take(now, range.bytes()) {
+                Ok(()) => {}
+                Err(Denied::InFlight) => return,
+                Err(Denied::For(wait)) => {
+                    self.out.push(Action::SetTimer { timer: Timer::Resync(v), at: now.after(wait) });
+                    return;
+                }
+            }
+            resync.cursor = end;
+            resync.in_flight.insert(range.start.0, InFlight { range, answered: false });
+            vol.resync_ranges.insert(range, RANGE_KEY | range.start.0);
+            vol.counters.pending += 1;
+            let blksize = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+            self.send_data(v, Packet::RsDataRequest(BlockReq { sector: start, block_id: BlockId::SYNCER, blksize }));
+        }
+    }
+
+    /// Finds the request that an answer belongs to; complains if there is none while a resync runs.
+    pub(crate) fn take_answer(
+        &mut self,
+        v: VolumeNr,
+        sector: Sector,
+        bytes: u64,
+        name: &'static str,
+    ) -> Option<SectorRange> {
+        let vol = self.volumes.get_mut(&v)?;
+        let resync = vol.resync.as_mut().filter(|r| !r.source)?;
+        let known = resync.in_flight.get_mut(&sector.0).filter(|f| !f.answered && f.range.bytes() == bytes);
+        let Some(known) = known else {
+            self.peer_error(name, format!("{bytes} bytes at sector {sector} were not asked for"));
+            return None;
+        };
+        known.answered = true;
+        let range = known.range;
+        vol.counters.pending = vol.counters.pending.saturating_sub(1);
+        Some(range)
+    }
+
+    /// The request is done with, one way or the other.
+    pub(crate) fn drop_request(&mut self, v: VolumeNr, range: SectorRange) {
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.resync_ranges.remove(range, RANGE_KEY | range.start.0);
+            if let Some(resync) = vol.resync.as_mut()
+                && resync.in_flight.remove(&range.start.0).is_some()
+            {
+                resync.pacer.answered(range.bytes());
+            }
+        }
+        self.retry_blocked(v);
+        self.resync_kick.insert(v);
+    }
+
+    /// Resync data arrived.
+    pub(crate) fn on_rs_data(&mut self, v: VolumeNr, sector: Sector, data: Bytes, digest: crate::wire::digest::Digest) {
+        if let Some(alg) = self.conn.peer_integrity
+            && alg.digest(&[&data]) != digest
+        {
+            return self
+                .peer_error("P_RS_DATA_REPLY", format!("Digest integrity check FAILED: {sector}s +{}", data.len()));
+        }
+        let Some(range) = self.take_answer(v, sector, data.len() as u64, "P_RS_DATA_REPLY") else { return };
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.received += range.count.0;
+        }
+        self.accept_resync_write(v, range, Some(data));
+    }
+
+    /// The range is all zeroes on the source.
+    pub(crate) fn on_rs_deallocated(&mut self, v: VolumeNr, p: &BlockDesc) {
+        if let Some(range) = self.take_answer(v, p.sector, u64::from(p.blksize), "P_RS_DEALLOCATED") {
+            self.accept_resync_write(v, range, None);
+        }
+    }
+
+    /// The source could not read the range.
+    pub(crate) fn on_rs_negative(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
+        if let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_NEG_RS_DREPLY") {
+            self.resync_failed(v, range);
+            self.drop_request(v, range);
+        }
+    }
+
+    /// The source dropped the request.
+    pub(crate) fn on_rs_cancel(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
+        if let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_RS_CANCEL") {
+            if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
+                resync.note_set(range.start.bm_bit().0);
+            }
+            self.drop_request(v, range);
+        }
+    }
+
+    /// Resync data reached the disk (or did not).
+    pub(crate) fn resync_written(&mut self, v: VolumeNr, range: SectorRange, ok: bool, stale: bool) {
+        let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+        if ok {
+            if !stale {
+                self.clear_bits(v, range);
+            }
+            self.send_ack(v, range.start, BlockId::SYNCER, size, Packet::RsWriteAck);
+        } else {
+            self.resync_failed(v, range);
+            self.send_ack(v, range.start, BlockId::SYNCER, size, Packet::NegAck);
+        }
+        self.drop_request(v, range);
+    }
+
+    /// The source has seen every acknowledgement: the target is done.
+    pub(crate) fn finish_target(&mut self, v: VolumeNr) {
+        let now = self.now;
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if !matches!(vol.state.conn, ConnState::SyncTarget | ConnState::PausedSyncT) {
+            return;
+        }
+        let (Some(resync), Some(disk)) = (vol.resync.as_mut(), vol.disk.as_mut()) else { return };
+        let left = disk.bitmap.count();
+        if left > resync.failed {
+            // Bits were set while the ping was under way.
+            resync.finishing = false;
+            resync.cursor = 0;
+            self.resync_kick.insert(v);
+            return;
+        }
+        let text = done_text(resync.progress(), now);
+        let failed = resync.failed;
+        let primary = vol.state.role == Role::Primary;
+        let mut change = StateChange::NONE.conn(ConnState::Connected);
+        if failed == 0 {
+            if let Some(uuids) = vol.peer.uuids.as_mut() {
+                let ids = disk.ids().finish_as_target(&uuids.ids, primary);
+                disk.set_ids(ids);
+                uuids.ids = ids;
+            }
+            change = change.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate);
+        }
+        vol.resync = None;
+        self.log(Level::Info, Some(v), text);
+        if failed > 0 {
+            self.log(Level::Warn, Some(v), format!("{failed} failed blocks"));
+        } else if let Some(ids) =
+            self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids)
+        {
+            self.log(Level::Info, Some(v), format!("updated UUIDs {ids}"));
+        }
+        // The source is told only when the superblock says so too.
+        self.hold_data();
+        self.force(v, &change);
+        self.md_superblock(v, Some(MdDone::TargetFinished));
+    }
+
+    /// "Up to date" is durable.
+    pub(crate) fn on_target_finished(&mut self, _v: VolumeNr, _ok: bool) {
+        self.release_data();
+    }
+}

@@ -1,0 +1,366 @@
+//! The life of a write part: overlap, activity log, one decision where it goes, completion and retirement.
+//! Part of the request room, see `request`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::engine::Engine;
+use crate::engine::action::{Action, ClientError, DiskOp};
+use crate::engine::al::{Begin, ExtentSpan, RequestKey};
+use crate::engine::event::{DiskFailure, Timer};
+use crate::engine::ops::Op;
+use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
+use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
+use crate::limits::BARRIER_DELAY_MS;
+use crate::units::{BlockId, SectorRange, VolumeNr};
+use crate::wire::data::{Data, DpFlags, Trim};
+use crate::wire::packet::Packet;
+use crate::wire::params::ReplProtocol;
+use crate::wire::resync::BlockDesc;
+use crate::wire::state::ConnState;
+
+impl Engine {
+    /// Ranges became free: starts the writes that waited for them, in their order.
+    pub(crate) fn retry_blocked(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.blocked.is_empty() {
+            return;
+        }
+        let blocked = std::mem::take(&mut vol.blocked);
+        let mut still: Vec<SectorRange> = Vec::new();
+        for key in blocked {
+            let Some(range) = self.requests.get(key).map(|r| r.range) else { continue };
+            let Some(vol) = self.volumes.get_mut(&v) else { return };
+            if vol.active.overlaps(range)
+                || vol.resync_ranges.overlaps(range)
+                || vol.peer_active.overlaps(range)
+                || still.iter().any(|r| r.overlaps(range))
+            {
+                still.push(range);
+                vol.blocked.push_back(key);
+            } else {
+                self.begin_write(key);
+            }
+        }
+    }
+
+    pub(crate) fn begin_write(&mut self, key: u64) {
+        let now = self.now;
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.started = now;
+        request.registered = true;
+        let (v, range) = (request.volume, request.range);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.active.insert(range, key);
+        let begin = match (vol.usable(), ExtentSpan::of(range)) {
+            (Some(disk), Some(span)) => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
+            _ => None,
+        };
+        match begin {
+            None | Some((Begin::NotLogged, _)) => self.submit_write(key),
+            Some((Begin::Hot, span)) => {
+                if let Some(request) = self.requests.get_mut(key) {
+                    request.al = Some(span);
+                }
+                self.submit_write(key);
+            }
+            Some((Begin::Pending | Begin::Blocked, _)) => self.pump_al(v),
+        }
+    }
+
+    /// Writes the next activity-log transaction if one is due and starts the writes that need none.
+    pub(crate) fn pump_al(&mut self, v: VolumeNr) {
+        let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        let transaction = disk.al.next_transaction(|_| false);
+        let ready = disk.al.take_ready();
+        if let Some(transaction) = transaction {
+            self.md_transaction(v, &transaction);
+        }
+        self.al_granted(ready);
+    }
+
+    /// An activity-log transaction is durable (or failed): the requests that waited for it go on.
+    pub(crate) fn on_al_written(&mut self, v: VolumeNr, tr_number: u32, ok: bool) {
+        let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        let ready = if ok {
+            disk.al.transaction_done(tr_number)
+        } else {
+            // The disk is failing: the requests go on without it, and hold no references.
+            let keys = disk.al.transaction_failed(tr_number);
+            for key in keys {
+                self.al_bypassed(key);
+            }
+            return;
+        };
+        self.al_granted(ready);
+        self.pump_al(v);
+    }
+
+    pub(crate) fn al_granted(&mut self, ready: Vec<RequestKey>) {
+        for RequestKey(key) in ready {
+            if key & super::peer_request::PEER_KEY != 0 {
+                self.peer_al_granted(key & !super::peer_request::PEER_KEY, true);
+            } else if let Some(request) = self.requests.get_mut(key) {
+                request.al = ExtentSpan::of(request.range);
+                self.submit_write(key);
+            }
+        }
+    }
+
+    /// A request goes on without the activity log, because there is no disk any more.
+    pub(crate) fn al_bypassed(&mut self, RequestKey(key): RequestKey) {
+        if key & super::peer_request::PEER_KEY != 0 {
+            self.peer_al_granted(key & !super::peer_request::PEER_KEY, false);
+        } else {
+            self.submit_write(key);
+        }
+    }
+
+    /// Sends a write where one snapshot of the state says.
+    pub(crate) fn submit_write(&mut self, key: u64) {
+        let Some(request) = self.requests.get(key) else { return };
+        let (v, range, kind) = (request.volume, request.range, request.kind);
+        let Some(vol) = self.volumes.get(&v) else { return };
+        let state = vol.state;
+        let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
+        let local = vol.disk_usable() && writes_locally(&state);
+        if !remote && !local {
+            self.log_no_data(v, range);
+            self.unregister_write(key);
+            return self.fail_part(key, ClientError::Io);
+        }
+        if local && !remote {
+            let newly = self.set_bits(v, range);
+            if newly > 0 && sends_out_of_sync(&state) && self.conn.version >= 96 {
+                self.send_out_of_sync(v, range);
+            }
+        }
+        let ack = match self.conn.protocol() {
+            _ if !remote => AckDue::None,
+            ReplProtocol::A => AckDue::None,
+            ReplProtocol::B => AckDue::Receive,
+            ReplProtocol::C => AckDue::Write,
+        };
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
+        if let Some(request) = self.requests.get_mut(key) {
+            request.sync_due = sync_due;
+            request.local = if local { Side::Pending } else { Side::Unused };
+            request.net = if remote { Side::Pending } else { Side::Unused };
+            request.ack = ack;
+        }
+        // The packet first: the peer's latency is the longer one.
+        if remote {
+            self.send_write(key, &state);
+        }
+        if local {
+            let data = self.requests.get(key).and_then(|r| r.data.clone());
+            let io = match (kind, data) {
+                (Kind::Write { fua }, Some(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
+                (Kind::Discard, _) => DiskOp::Discard(range),
+                (Kind::Zeroes { may_unmap, .. }, _) => DiskOp::WriteZeroes { range, may_unmap },
+                (Kind::Write { .. } | Kind::Read, _) => return self.on_request_written(key, Err(no_payload())),
+            };
+            self.submit(v, io, Op::RequestWrite(key));
+        }
+    }
+
+    pub(crate) fn send_out_of_sync(&mut self, v: VolumeNr, range: SectorRange) {
+        // A discard may be larger than any block size field of a request; its length still fits 32 bits (limits.rs).
+        let blksize = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+        self.send_data(v, Packet::OutOfSync(BlockDesc { sector: range.start, blksize }));
+    }
+
+    pub(crate) fn send_write(&mut self, key: u64, state: &crate::engine::state::VolumeState) {
+        self.send_due_barrier();
+        let Some(request) = self.requests.get(key) else { return };
+        let (v, range, kind) = (request.volume, request.range, request.kind);
+        let epoch = self.epochs.add(key);
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let flags = self.conn.version >= 95;
+        let ack_flags = self.conn.version >= 100;
+        let mut dp = DpFlags::RW_SYNC.with_if(DpFlags::MAY_SET_IN_SYNC, resync);
+        let protocol = self.conn.protocol();
+        if ack_flags {
+            dp = dp
+                .with_if(DpFlags::SEND_RECEIVE_ACK, protocol == ReplProtocol::B)
+                .with_if(DpFlags::SEND_WRITE_ACK, protocol == ReplProtocol::C || resync);
+        }
+        let zero_data = self.sends_zero_data(kind);
+        let digest_alg = self.conn.opts.as_ref().and_then(|o| o.integrity_alg.alg());
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let (seq, block_id, sector) = (vol.next_seq(), BlockId(key), range.start);
+        vol.counters.sent += range.count.0;
+        vol.counters.pending += 1;
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.epoch = Some(epoch);
+        let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+        let packet = match kind {
+            Kind::Discard if !zero_data => {
+                Packet::Trim(Trim { sector, block_id, seq, flags: dp.with(DpFlags::DISCARD), size })
+            }
+            Kind::Zeroes { may_unmap, fua } if !zero_data => {
+                let dp = dp.with(DpFlags::ZEROES).with_if(DpFlags::DISCARD, may_unmap).with_if(DpFlags::FUA, fua);
+                Packet::Zeroes(Trim { sector, block_id, seq, flags: dp, size })
+            }
+            _ => {
+                let fua = matches!(kind, Kind::Write { fua: true } | Kind::Zeroes { fua: true, .. });
+                let payload = request.data.clone().unwrap_or_else(|| {
+                    Bytes::from_static(&ZEROES)
+                        .slice(..usize::try_from(range.bytes()).unwrap_or(usize::MAX).min(ZEROES.len()))
+                });
+                let digest = digest_alg.map(|alg| alg.digest(&[&payload])).unwrap_or_default();
+                Packet::Data(Data {
+                    sector,
+                    block_id,
+                    seq,
+                    flags: dp.with_if(DpFlags::FUA, fua && flags),
+                    digest,
+                    payload,
+                })
+            }
+        };
+        self.send_data(v, packet);
+        if let Some(request) = self.requests.get(key)
+            && request.ack == AckDue::None
+        {
+            self.conn.await_sent(key);
+        }
+        if self.epochs.open_writes() >= self.conn.opts.as_ref().map_or(2048, |o| o.max_epoch_size as usize) {
+            self.epochs.close();
+        }
+        self.arm_request_timeout();
+    }
+
+    /// Nothing more is ready: a closed epoch's barrier goes out now, or, to a peer that does not order by epochs, together
+    /// with the next write (one system call and one packet less for each write at queue depth 1).
+    pub(crate) fn end_batch(&mut self) {
+        if !self.conn.relaxed_epochs {
+            return self.send_due_barrier();
+        }
+        if self.epochs.barrier_due() && !self.conn.barrier_timer {
+            self.conn.barrier_timer = true;
+            let at = self.now.after(Duration::from_millis(BARRIER_DELAY_MS));
+            self.out.push(Action::SetTimer { timer: Timer::Barrier, at });
+        }
+    }
+
+    /// The delay is over.
+    pub(crate) fn on_barrier_timer(&mut self) {
+        self.conn.barrier_timer = false;
+        self.send_due_barrier();
+    }
+
+    /// Sends the barrier of the epoch that was closed last, if it was not sent yet.
+    pub(crate) fn send_due_barrier(&mut self) {
+        if self.conn.link.is_none() {
+            return;
+        }
+        if let Some(barrier) = self.epochs.take_due_barrier(self.now) {
+            self.send_data(VolumeNr(0), Packet::Barrier { barrier });
+            self.arm_request_timeout();
+        }
+    }
+
+    /// The local half of a write ended.
+    pub(crate) fn on_request_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        if request.aborted {
+            request.aborted = false;
+            return self.retire(key);
+        }
+        let (v, kind) = (request.volume, request.kind);
+        match result {
+            Ok(()) => request.local = Side::Ok,
+            Err(failure) => {
+                request.local = Side::Failed;
+                let range = request.range;
+                // Bits are set when it is known that they are due, never later: a resync may be running by then.
+                self.set_bits(v, range);
+                // A discard that the device refuses is this request's failure, not the disk's.
+                if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
+                    self.log_error(
+                        v,
+                        format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
+                    );
+                    self.on_io_error(v);
+                }
+            }
+        }
+        self.progress(key);
+        self.wake_resync_reads(v);
+    }
+
+    /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is.
+    pub(crate) fn progress(&mut self, key: u64) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        if request.local == Side::Pending || request.net == Side::Pending {
+            return;
+        }
+        let (v, range) = (request.volume, request.range);
+        if !request.done {
+            request.done = true;
+            let ok = request.local == Side::Ok || request.net == Side::Ok;
+            let epoch = request.epoch;
+            request.data = None;
+            if epoch == Some(self.epochs.current()) {
+                self.epochs.close();
+            }
+            self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
+        }
+        let Some(request) = self.requests.get_mut(key) else { return };
+        if request.registered && !request.sync_due {
+            request.registered = false;
+            let in_sync = request.set_in_sync && request.local == Side::Ok && request.net == Side::Ok;
+            if in_sync {
+                // No newer write of this range exists: it would still wait for this one.
+                self.clear_bits(v, range);
+            }
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.active.remove(range, key);
+                if vol.resync.is_some() {
+                    self.resync_kick.insert(v);
+                }
+            }
+            self.retry_blocked(v);
+        }
+        self.retire(key);
+        self.admit(v);
+        self.recheck_commands = true;
+    }
+
+    /// Forgets a write part whose fate is known, after its bits are right.
+    pub(crate) fn retire(&mut self, key: u64) {
+        let Some(request) = self.requests.get(key) else { return };
+        let replicated = request.epoch.is_some();
+        let settled = request.done && !request.registered && !request.aborted && request.local != Side::Pending;
+        if !settled || (replicated && !request.retired) {
+            return;
+        }
+        let Some(request) = self.requests.remove(key) else { return };
+        let v = request.volume;
+        if let Some(span) = request.al {
+            let idle = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()).is_some_and(|d| d.al.end(span));
+            if idle {
+                self.pump_al(v);
+            }
+        }
+        self.recheck_commands = true;
+    }
+
+    pub(crate) fn unregister_write(&mut self, key: u64) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (v, range, al) = (request.volume, request.range, request.al.take());
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.active.remove(range, key);
+            if let (Some(span), Some(disk)) = (al, vol.disk.as_mut())
+                && disk.al.end(span)
+            {
+                self.pump_al(v);
+            }
+        }
+        self.retry_blocked(v);
+    }
+}

@@ -1,0 +1,164 @@
+//! What ends the network half of a write: acknowledgements, barriers, the socket, or the loss of the link.
+
+use crate::engine::Engine;
+use crate::engine::event::Socket;
+use crate::engine::request::{AckDue, AckKind, Kind, Side};
+use crate::units::{SectorRange, VolumeNr};
+use crate::wire::ack::BlockAck;
+
+impl Engine {
+    /// An acknowledgement for a replicated write.
+    pub(crate) fn on_write_ack(&mut self, v: VolumeNr, ack: &BlockAck, name: &'static str, how: AckKind) {
+        let key = ack.block_id.0;
+        let known = self
+            .requests
+            .get(key)
+            .filter(|r| r.volume == v && r.epoch.is_some() && !r.retired && r.range.start == ack.sector);
+        let Some(request) = known else {
+            if how == AckKind::Negative {
+                // Protocol A and B: the write may be long completed; its blocks are marked all the same.
+                if let Some(range) = SectorRange::from_bytes(ack.sector, u64::from(ack.blksize)) {
+                    self.set_bits(v, range);
+                }
+                return;
+            }
+            return self.peer_error(name, format!("no write of sector {} with id {key:#x} is waiting", ack.sector));
+        };
+        // A negative acknowledgement of a discard carries size 0 (wire.md 5.10).
+        if how != AckKind::Negative && u64::from(ack.blksize) != request.range.bytes() {
+            return self.peer_error(name, format!("acknowledges {} bytes of {}", ack.blksize, request.range.bytes()));
+        }
+        let was_pending = request.net == Side::Pending;
+        let Some(request) = self.requests.get_mut(key) else { return };
+        match how {
+            AckKind::Received if request.ack == AckDue::Write => {}
+            AckKind::Received | AckKind::Written if request.net == Side::Failed => {}
+            AckKind::Received => request.net = Side::Ok,
+            AckKind::Written => {
+                request.net = Side::Ok;
+                request.sync_due = false;
+            }
+            AckKind::InSync => {
+                request.net = Side::Ok;
+                request.set_in_sync = true;
+                request.sync_due = false;
+            }
+            AckKind::Negative => {
+                request.net = Side::Failed;
+                request.set_in_sync = false;
+                request.sync_due = false;
+            }
+        }
+        let range = request.range;
+        if how == AckKind::Negative {
+            // At once: a bitmap exchange may follow before the epoch is retired.
+            self.set_bits(v, range);
+        }
+        if was_pending && let Some(vol) = self.volumes.get_mut(&v) {
+            vol.counters.pending = vol.counters.pending.saturating_sub(1);
+        }
+        self.progress(key);
+    }
+
+    /// The oldest epoch is on the peer's stable storage.
+    pub(crate) fn on_barrier_ack(&mut self, barrier: u32, set_size: u32) {
+        let members = match self.epochs.ack(barrier, set_size) {
+            Ok(members) => members,
+            Err(error) => return self.peer_error("P_BARRIER_ACK", error.to_string()),
+        };
+        if let Some(waiting) = members.iter().find(|k| self.requests.get(**k).is_some_and(|r| r.net == Side::Pending)) {
+            let ack = self.requests.get(*waiting).map(|r| r.ack);
+            if ack != Some(AckDue::None) {
+                return self.peer_error(
+                    "P_BARRIER_ACK",
+                    format!("#{barrier} came before the acknowledgement of a write in it"),
+                );
+            }
+        }
+        for key in members {
+            if let Some(request) = self.requests.get_mut(key) {
+                request.retired = true;
+                request.sync_due = false;
+                if request.net == Side::Pending {
+                    request.net = Side::Ok;
+                }
+            }
+            self.progress(key);
+        }
+        self.check_flushes();
+        self.arm_request_timeout();
+    }
+
+    /// Packets were handed to the TCP stack: protocol A writes among them are done with the network.
+    pub(crate) fn on_sent(&mut self, socket: Socket, packets: u64) {
+        if socket == Socket::Meta {
+            return;
+        }
+        self.note_sent(packets);
+        while let Some(key) = self.conn.next_sent() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            if request.net == Side::Pending && request.ack == AckDue::None {
+                request.net = Side::Ok;
+                let v = request.volume;
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.counters.pending = vol.counters.pending.saturating_sub(1);
+                }
+                self.progress(key);
+            }
+        }
+    }
+
+    /// The link is gone: every write that no barrier acknowledgement covers may be missing on the peer.
+    pub(crate) fn requests_lost(&mut self) {
+        for key in self.epochs.drain() {
+            if let Some(request) = self.requests.get_mut(key) {
+                request.net = Side::Failed;
+                request.set_in_sync = false;
+                request.sync_due = false;
+                request.retired = true;
+                let (v, range) = (request.volume, request.range);
+                self.set_bits(v, range);
+            }
+            self.progress(key);
+        }
+        let reads: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, r)| r.kind == Kind::Read && r.net == Side::Pending)
+            .map(|(key, _)| key)
+            .collect();
+        for key in reads {
+            if let Some(request) = self.requests.get_mut(key) {
+                request.net = Side::Failed;
+            }
+            self.start_read(key);
+        }
+        for vol in self.volumes.values_mut() {
+            vol.counters.pending = 0;
+        }
+        self.check_flushes();
+    }
+
+    /// A forced detach: local halves count as failed, their buffers stay with the driver until the device returns them.
+    pub(crate) fn abort_local_io(&mut self, v: VolumeNr) {
+        let pending: Vec<(u64, Kind)> = self
+            .requests
+            .iter()
+            .filter(|(_, r)| r.volume == v && r.local == Side::Pending)
+            .map(|(key, r)| (key, r.kind))
+            .collect();
+        for (key, kind) in pending {
+            if let Some(range) = self.requests.get(key).map(|r| r.range)
+                && kind != Kind::Read
+            {
+                self.set_bits(v, range);
+            }
+            if let Some(request) = self.requests.get_mut(key) {
+                request.local = Side::Failed;
+                request.aborted = true;
+                request.tried_local = true;
+            }
+            if kind == Kind::Read { self.start_read(key) } else { self.progress(key) }
+        }
+    }
+}

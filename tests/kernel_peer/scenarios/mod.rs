@@ -1,0 +1,63 @@
+//! The scenarios, by what they are about.
+
+mod crash;
+mod disk_loss;
+mod metadata;
+mod resync;
+mod sync;
+
+use xtask::harness::{Case, Verdict};
+use xtask::lab::{Kernel, selftest};
+
+use crate::bench::{Bench, Outcome};
+
+/// In the order in which they run: those that leave the kernel node running first.
+pub const ALL: &[Case<Bench>] = &[
+    Case { name: "lab::two_kernel_nodes", run: two_kernel_nodes },
+    Case { name: "lab::newer_kernel", run: newer_kernel },
+    Case { name: "sync::first_sync_from_the_kernel", run: sync::first_sync_from_the_kernel },
+    Case { name: "sync::first_sync_from_udrbd", run: sync::first_sync_from_udrbd },
+    Case { name: "sync::first_sync_at_a_regulated_rate", run: sync::first_sync_at_a_regulated_rate },
+    Case { name: "sync::protocol_a", run: sync::protocol_a },
+    Case { name: "sync::protocol_b", run: sync::protocol_b },
+    Case { name: "sync::protocol_c", run: sync::protocol_c },
+    Case { name: "sync::two_volumes", run: sync::two_volumes },
+    Case { name: "sync::discards_and_zeroes", run: sync::discards_and_zeroes },
+    Case { name: "resync::kernel_is_source_after_a_cut", run: resync::kernel_is_source_after_a_cut },
+    Case { name: "resync::udrbd_is_source_after_a_cut", run: resync::udrbd_is_source_after_a_cut },
+    Case { name: "resync::disconnect_and_connect_both_ways", run: resync::disconnect_and_connect_both_ways },
+    Case { name: "resync::verify_finds_nothing", run: resync::verify_finds_nothing },
+    Case { name: "resync::verify_finds_what_changed_underneath", run: resync::verify_finds_what_changed_underneath },
+    Case {
+        name: "disk_loss::udrbd_primary_goes_on_over_the_peer",
+        run: disk_loss::udrbd_primary_goes_on_over_the_peer,
+    },
+    Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
+    Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
+    Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
+    Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
+    Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
+    Case { name: "crash::udrbd_killed_as_secondary_under_load", run: crash::udrbd_killed_as_secondary_under_load },
+    Case { name: "crash::kernel_killed_and_udrbd_takes_over", run: crash::kernel_killed_and_udrbd_takes_over },
+];
+
+/// The lab itself: kernel against kernel, so that a failure elsewhere is ours.
+fn two_kernel_nodes(_: &mut Bench) -> Outcome {
+    selftest::run(&Kernel::debian(), &mut |_| {})?;
+    Ok(())
+}
+
+/// The same with the newer kernel that the environment names.
+fn newer_kernel(_: &mut Bench) -> Outcome {
+    let Some(kernel) = Kernel::from_environment() else {
+        return Err(Verdict::Skipped(format!("{} names no kernel", xtask::lab::KERNEL_VARIABLE)));
+    };
+    selftest::run(&kernel, &mut |_| {})?;
+    Ok(())
+}
+
+/// Fails with `complaint` unless `holds`.
+fn ensure(holds: bool, complaint: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { Err(Verdict::Failed(complaint())) }
+}
