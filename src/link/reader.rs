@@ -274,7 +274,9 @@ impl<S: Sink, B: Buffers> Reader<S, B> {
         if self.turn_packets >= TURN_PACKETS || self.turn_bytes >= TURN_BYTES {
             (self.turn_packets, self.turn_bytes) = (0, 0);
             self.end_batch();
+            self.session.behind(self.socket).set(self.staging.len() != 0);
             yield_now().await;
+            self.session.behind(self.socket).set(false);
         }
         self.check_alive()
     }
