@@ -153,6 +153,8 @@ impl<S: Sink, B: Buffers> Reader<S, B> {
         if self.socket == Socket::Data && !self.sink.wants_data() {
             self.end_batch();
             self.sink.until_wanted().await;
+            // It may have ended early, even at once.
+            yield_now().await;
             return self.check_alive();
         }
         // What this node sends may have changed the agreement meanwhile.
