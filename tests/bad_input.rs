@@ -12,9 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use daemon_common::nbd::NbdClient;
-use daemon_common::{
-    GENERATION, Node, RES, SOON, Setup, Site, assert_replicas_equal, make_disk, pattern, up_to_date,
-};
+use daemon_common::{GENERATION, Node, RES, SOON, Setup, Site, assert_replicas_equal, make_disk, pattern, up_to_date};
 use udrbd::config::model::{DiskOptions, MetaDisk};
 use udrbd::control::{ErrorReply, Request};
 use udrbd::units::{Minor, VolumeNr};
@@ -396,7 +394,9 @@ fn two_resources_on_one_address() {
     let site = Site::new(Setup::default());
     let mut node = site.node(0, up_to_date);
     node.start_up();
-    let Request::Connect { local, peer, peer_name, options, .. } = node.connect_request() else { panic!("a connection") };
+    let Request::Connect { local, peer, peer_name, options, .. } = node.connect_request() else {
+        panic!("a connection")
+    };
     node.done(Request::NewResource { resource: "r1".to_owned(), options: Default::default() });
     let again = Request::Connect { resource: "r1".to_owned(), local, peer, peer_name, options };
     let error = node.call(again).expect_err("the address is in use");

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use daemon_common::nbd::{Command, FUA, NO_HOLE, NbdClient};
-use daemon_common::{Node, PORT, RES, SOON, Setup, Site, assert_replicas_equal, have, pattern, run, succeed, up_to_date};
+use daemon_common::{
+    Node, PORT, RES, SOON, Setup, Site, assert_replicas_equal, have, pattern, run, succeed, up_to_date,
+};
 use udrbd::control::Request;
 use udrbd::units::VolumeNr;
 use udrbd::wire::state::{ConnState, DiskState};
@@ -35,7 +37,8 @@ impl Netns {
             println!("skipped: no permission to make a network namespace");
             return None;
         }
-        let holder = leash(&["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"], dir);
+        let holder =
+            leash(&["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"], dir);
         let holder = Self { holder };
         let begin = Instant::now();
         let up = || run("nsenter", &[&holder.option(), "ip", "-o", "link", "show", "up", "lo"]);
@@ -205,9 +208,8 @@ fn captured(net: &str, disk_mib: Vec<u64>) -> Option<BTreeSet<String>> {
 
 /// Commands by number, as in the packet table.
 fn assert_has(commands: &BTreeSet<String>, wanted: &[(u16, &str)]) {
-    let number = |text: &str| {
-        text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u16::from_str_radix(hex, 16).ok())
-    };
+    let number =
+        |text: &str| text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u16::from_str_radix(hex, 16).ok());
     let found: BTreeSet<u16> = commands.iter().filter_map(|text| number(text)).collect();
     for (command, name) in wanted {
         assert!(found.contains(command), "no {name} in the capture, only {commands:?}");
@@ -240,14 +242,14 @@ const ALWAYS: &[(u16, &str)] = &[
 
 #[test]
 fn wireshark_understands_protocol_c_with_authentication_and_coded_bitmaps() {
-    let Some(commands) = captured("protocol C; cram-hmac-alg sha1; shared-secret \"a secret\";", vec![16]) else { return };
+    let Some(commands) = captured("protocol C; cram-hmac-alg sha1; shared-secret \"a secret\";", vec![16]) else {
+        return;
+    };
     assert_has(&commands, ALWAYS);
-    assert_has(&commands, &[
-        (0x10, "P_AUTH_CHALLENGE"),
-        (0x11, "P_AUTH_RESPONSE"),
-        (0x16, "P_WRITE_ACK"),
-        (0x24, "P_COMPRESSED_BITMAP"),
-    ]);
+    assert_has(
+        &commands,
+        &[(0x10, "P_AUTH_CHALLENGE"), (0x11, "P_AUTH_RESPONSE"), (0x16, "P_WRITE_ACK"), (0x24, "P_COMPRESSED_BITMAP")],
+    );
 }
 
 #[test]

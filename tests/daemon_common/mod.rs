@@ -283,6 +283,11 @@ impl Node {
         }
     }
 
+    /// Process id of the running daemon.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").pid()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.daemon = None;
@@ -317,7 +322,8 @@ impl Node {
 
     /// The requests that bring the resource up.
     pub fn up_requests(&self) -> Vec<Request> {
-        let resource = startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
+        let resource =
+            startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
         let [resource] = resource.as_slice() else { panic!("one resource") };
         startup::requests(resource).expect("a peer")
     }
@@ -398,9 +404,7 @@ impl Node {
 
     /// Waits until the connection is given up.
     pub fn wait_standalone(&self) {
-        self.wait("StandAlone", |resource| {
-            resource.volumes.iter().all(|volume| volume.state == ConnState::StandAlone)
-        });
+        self.wait("StandAlone", |resource| resource.volumes.iter().all(|volume| volume.state == ConnState::StandAlone));
     }
 
     pub fn is_primary(&self) -> bool {

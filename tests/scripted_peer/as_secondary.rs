@@ -111,8 +111,7 @@ fn writes_of_the_daemon_in_every_version() {
 
 #[test]
 fn writes_under_every_protocol() {
-    let cases: Vec<_> =
-        [ReplProtocol::A, ReplProtocol::B].iter().flat_map(|p| [86, 101].map(|v| (*p, v))).collect();
+    let cases: Vec<_> = [ReplProtocol::A, ReplProtocol::B].iter().flat_map(|p| [86, 101].map(|v| (*p, v))).collect();
     for_each(&cases, |(protocol, version)| writes(Persona { protocol, ..Persona::speaking(version, 0xf) }));
 }
 

@@ -303,7 +303,8 @@ fn wrong_barrier_answers() {
         peer.model.silent = true;
         nbd.write(0, &pattern(1, 4096));
         nbd.flush();
-        let barrier = peer.expect("P_BARRIER", |p| if let Packet::Barrier { barrier } = p { Some(*barrier) } else { None });
+        let barrier =
+            peer.expect("P_BARRIER", |p| if let Packet::Barrier { barrier } = p { Some(*barrier) } else { None });
         peer.send(answer(barrier));
         peer.expect_close();
         drop(peer);
@@ -324,7 +325,9 @@ fn bad_bitmaps_and_resync_data() {
         p.serve_until("the bitmap", |p| p.model.bitmaps == 1);
     };
     let cases: [(&str, bool, Act); 7] = [
-        ("a run behind the last bit", false, |p| p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])))),
+        ("a run behind the last bit", false, |p| {
+            p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])))
+        }),
         ("an unknown code", false, |p| p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x03, 0x4c])))),
         ("a plain chunk of a wrong size", false, |p| p.send(Packet::Bitmap(Bytes::from_static(&[0; 504])))),
         ("something else in between", false, |p| {
@@ -336,7 +339,8 @@ fn bad_bitmaps_and_resync_data() {
             send(p, Data, 0x02, &body);
         }),
         ("data of another size", true, |p| {
-            let req: BlockReq = p.expect("a request", |p| if let Packet::RsDataRequest(r) = p { Some(*r) } else { None });
+            let req: BlockReq =
+                p.expect("a request", |p| if let Packet::RsDataRequest(r) = p { Some(*r) } else { None });
             let body = [&p_data(p, req.sector.0, u64::MAX)[..], &[3; 512]].concat();
             send(p, Data, 0x02, &body);
         }),

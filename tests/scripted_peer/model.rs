@@ -66,18 +66,22 @@ impl Model {
             Packet::Data(p) => {
                 let range = p.range().expect("a legal range");
                 self.write(range, &p.payload);
-                self.written(peer, range, p.flags, BlockAck {
-                    sector: p.sector,
-                    block_id: p.block_id,
-                    blksize: u32::try_from(p.payload.len()).expect("a request"),
-                    seq: Default::default(),
-                });
+                self.written(
+                    peer,
+                    range,
+                    p.flags,
+                    BlockAck {
+                        sector: p.sector,
+                        block_id: p.block_id,
+                        blksize: u32::try_from(p.payload.len()).expect("a request"),
+                        seq: Default::default(),
+                    },
+                );
             }
             Packet::Trim(p) | Packet::Zeroes(p) => {
                 let range = p.range().expect("a legal range");
                 self.disk[Self::place(range)].fill(0);
-                let ack =
-                    BlockAck { sector: p.sector, block_id: p.block_id, blksize: p.size, seq: Default::default() };
+                let ack = BlockAck { sector: p.sector, block_id: p.block_id, blksize: p.size, seq: Default::default() };
                 self.written(peer, range, p.flags, ack);
             }
             Packet::Barrier { barrier } => {

@@ -264,7 +264,8 @@ impl Peer {
 
     /// Waits for a packet that `pick` wants; others are kept for later calls, in order.
     pub fn expect<T>(&mut self, what: &str, pick: impl Fn(&Packet) -> Option<T>) -> T {
-        if let Some((index, found)) = self.unread.iter().enumerate().find_map(|(i, p)| pick(p).map(|found| (i, found))) {
+        if let Some((index, found)) = self.unread.iter().enumerate().find_map(|(i, p)| pick(p).map(|found| (i, found)))
+        {
             self.unread.remove(index);
             return found;
         }

@@ -16,17 +16,8 @@ use crate::peer::{Peer, Persona, uuids};
 const NEWER: u64 = 0x99aa_bbcc_ddee_ff00;
 
 /// Version, and whether bitmaps are coded where the version can.
-const CASES: [(u32, bool); 9] = [
-    (86, true),
-    (90, true),
-    (95, true),
-    (95, false),
-    (96, true),
-    (96, false),
-    (100, true),
-    (101, true),
-    (101, false),
-];
+const CASES: [(u32, bool); 9] =
+    [(86, true), (90, true), (95, true), (95, false), (96, true), (96, false), (100, true), (101, true), (101, false)];
 
 fn site(rle: bool) -> Site {
     let rle = if rle { "yes" } else { "no" };
@@ -271,7 +262,10 @@ fn a_full_sync_that_the_peer_asks_for() {
         // The peer wants to be the target: StartingSyncT in its own words.
         use udrbd::units::Sectors;
         use udrbd::wire::{StateResult, StateWord};
-        peer.send(Packet::StateChgReq { mask: StateWord(mask::CONN), val: StateWord::of_conn(ConnState::StartingSyncT) });
+        peer.send(Packet::StateChgReq {
+            mask: StateWord(mask::CONN),
+            val: StateWord::of_conn(ConnState::StartingSyncT),
+        });
         peer.expect_packet(&Packet::StateChgReply(StateResult::Success.code()));
         peer.expect("P_SYNC_UUID", |p| if let Packet::SyncUuid(_) = p { Some(()) } else { None });
         assert_eq!(peer.model.bitmaps, 0, "no bitmaps are exchanged");
