@@ -2,7 +2,6 @@
 //! installed, or a kernel feature that is not allowed here, is skipped with one line.
 
 #![cfg(feature = "drivers")]
-#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod daemon_common;
 
@@ -159,7 +158,7 @@ fn fio_verifies_what_it_wrote_here_and_there() {
     let state = mirror.site.path().display().to_string();
     let fio = |uri: &str, how: &[&str]| {
         let uri = format!("--uri={uri}");
-        let size = format!("--size={}", MIB / 2 << 20);
+        let size = format!("--size={}", MIB << 19);
         let aux = format!("--aux-path={state}");
         let job = [
             "--name=mirror",
