@@ -193,13 +193,13 @@ fn run(cases: &[Case]) {
             Some(reaction) => {
                 peer.expect_close();
                 drop(peer);
-                recovers(&site, &mut node, reaction, Persona::new());
+                recovers(&site, &mut node, reaction, &Persona::new());
             }
             None => {
                 peer.ping();
                 assert_eq!(node.volume().state, ConnState::Connected);
                 drop(peer);
-                recovers(&site, &mut node, Retry, Persona::new());
+                recovers(&site, &mut node, Retry, &Persona::new());
             }
         }
         let disk = std::fs::read(node.disk(0)).expect("a disk file");
@@ -288,7 +288,8 @@ fn acknowledgements_that_say_too_little_or_too_much() {
 #[test]
 fn wrong_barrier_answers() {
     use crate::as_secondary::{open, promote};
-    let cases: [(&str, fn(u32) -> Packet); 2] = [
+    type Answer = fn(u32) -> Packet;
+    let cases: [(&str, Answer); 2] = [
         ("another number", |barrier| Packet::BarrierAck { barrier: barrier ^ 1, set_size: 1 }),
         ("another count", |barrier| Packet::BarrierAck { barrier, set_size: 2 }),
     ];
@@ -326,7 +327,7 @@ fn bad_bitmaps_and_resync_data() {
     };
     let cases: [(&str, bool, Act); 7] = [
         ("a run behind the last bit", false, |p| {
-            p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])))
+            p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])));
         }),
         ("an unknown code", false, |p| p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x03, 0x4c])))),
         ("a plain chunk of a wrong size", false, |p| p.send(Packet::Bitmap(Bytes::from_static(&[0; 504])))),
