@@ -193,6 +193,9 @@ pub(super) struct Active {
     futile: u32,
 }
 
+/// Longest operation on a file in memory that is done at once, in bytes: some 10 us of copying.
+const INLINE_BYTES_MAX: u64 = 128 << 10;
+
 #[derive(Debug)]
 enum Work {
     Read { buf: Option<PoolBuf> },
@@ -285,6 +288,12 @@ impl Active {
             Work::Write { bounce, .. } => *bounce = Some(memory),
             _ => {}
         }
+    }
+
+    /// Whether it is quicker done here and now than handed to anybody: a short copy in memory. The kernel has no
+    /// asynchronous way for such files; io_uring gives them to a thread of its own.
+    pub(super) fn is_inline(&self) -> bool {
+        self.len <= INLINE_BYTES_MAX && self.dev.geometry_at_open().in_memory
     }
 
     /// Whether the next step is one that only a thread can do.

@@ -43,6 +43,8 @@ pub struct Geometry {
     pub direct: bool,
     /// Whether this is a block device (else a regular file).
     pub block_device: bool,
+    /// Whether it is a file in memory (tmpfs, ramfs): a transfer is a copy and never waits for a device.
+    pub in_memory: bool,
     /// Whether seeks are expensive; of the disk below for a file.
     pub rotational: Option<bool>,
     /// Whether the device has a volatile write cache; of the disk below for a file.
@@ -169,6 +171,7 @@ pub(super) fn probe(
         memory_align_bytes: transfer.memory_align_bytes,
         direct: transfer.direct,
         block_device: rdev.is_some(),
+        in_memory: rdev.is_none() && is_in_memory(fd),
         rotational: queue.rotational(),
         volatile_cache: queue.volatile_cache(),
         discard: None,
@@ -201,6 +204,13 @@ pub(super) fn probe(
         }
     }
     Ok(geometry)
+}
+
+/// Whether the file lives in memory. The file system's number says so (statfs(2): tmpfs, ramfs).
+fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| matches!(fs.f_type, TMPFS | RAMFS))
 }
 
 /// Whether the file system punches holes: asked behind the end of the file, where there is nothing to lose.

@@ -98,6 +98,8 @@ struct Core {
     threads: Portable,
     pool: Pool,
     bounce: Pool,
+    /// Done in this thread at the next kick: short operations on files in memory.
+    inline: VecDeque<Active>,
     /// Behind the depth limit.
     overflow: VecDeque<Active>,
     /// Reads without a buffer.
@@ -155,6 +157,7 @@ impl Ring {
             threads,
             pool: pool.clone(),
             bounce: Pool::new(BOUNCE_BYTES).map_err(failed)?,
+            inline: VecDeque::new(),
             overflow: VecDeque::new(),
             for_pool: VecDeque::new(),
             for_bounce: VecDeque::new(),
@@ -301,7 +304,7 @@ impl fmt::Debug for Ring {
 
 impl Core {
     fn in_flight(&self) -> usize {
-        self.uring.as_ref().map_or(0, Uring::in_flight) + self.threads.in_flight()
+        self.uring.as_ref().map_or(0, Uring::in_flight) + self.threads.in_flight() + self.inline.len()
     }
 
     fn queued(&self) -> usize {
@@ -345,6 +348,9 @@ impl Core {
     }
 
     fn hand_over(&mut self, active: Active) {
+        if active.is_inline() {
+            return self.inline.push_back(active);
+        }
         match &mut self.uring {
             Some(uring) if !active.needs_thread() => uring.push(active, &mut self.ready),
             _ => self.threads.push(active),
@@ -374,6 +380,9 @@ impl Core {
     }
 
     fn kick(&mut self) {
+        while let Some(active) = self.inline.pop_front() {
+            self.ready.push(portable::run(active));
+        }
         self.threads.submit(&mut self.ready);
         if let Some(uring) = &mut self.uring {
             uring.enter(&mut self.ready);
@@ -381,7 +390,8 @@ impl Core {
     }
 
     fn wants_kick(&mut self) -> bool {
-        self.threads.has_staged()
+        !self.inline.is_empty()
+            || self.threads.has_staged()
             || self.uring.as_mut().is_some_and(|uring| uring.has_unsubmitted() || uring.has_done())
     }
 
