@@ -15,7 +15,6 @@ use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::DpFlags;
-use crate::wire::digest::DigestAlg;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::ConnState;
@@ -74,8 +73,6 @@ pub(crate) struct Connection {
     /// The peer's `P_PROTOCOL` was accepted.
     pub peer_protocol: bool,
     pub peer_dry_run: bool,
-    /// Digest that the peer puts into its data packets.
-    pub peer_integrity: Option<DigestAlg>,
     pub state_sent: bool,
     pub disconnect_expected: bool,
     pub end: Option<LinkEnd>,
@@ -112,7 +109,6 @@ impl Connection {
             relaxed_epochs: false,
             peer_protocol: false,
             peer_dry_run: false,
-            peer_integrity: None,
             state_sent: false,
             disconnect_expected: false,
             end: None,
@@ -275,7 +271,6 @@ impl Engine {
         conn.ping_at = None;
         conn.peer_protocol = false;
         conn.peer_dry_run = false;
-        conn.peer_integrity = None;
         conn.state_sent = true;
         conn.disconnect_expected = false;
         let (version, features) = (conn.version, conn.features);

@@ -250,20 +250,13 @@ impl Engine {
             }
             Packet::NegAck(p) => self.on_write_ack(v, &p, "P_NEG_ACK", AckKind::Negative),
             Packet::DataRequest(p) => self.on_data_request(v, &p),
-            Packet::DataReply(p) => {
-                if let Some(alg) = self.conn.peer_integrity
-                    && alg.digest(&[&p.payload]) != p.digest
-                {
-                    return self.peer_error("P_DATA_REPLY", format!("Digest integrity check FAILED: {}s", p.sector));
-                }
-                self.on_read_reply(v, p.sector, p.block_id, Some(p.payload));
-            }
+            Packet::DataReply(p) => self.on_read_reply(v, p.sector, p.block_id, Some(p.payload)),
             Packet::NegDreply(p) => self.on_read_reply(v, p.sector, p.block_id, None),
             Packet::RsDataRequest(p) => self.on_resync_request(v, &p, PeerKind::ResyncRead { thin: false }),
             Packet::RsThinReq(p) => self.on_resync_request(v, &p, PeerKind::ResyncRead { thin: true }),
             Packet::CsumRsRequest { req, digest } => self.on_resync_request(v, &req, PeerKind::ChecksumRead { digest }),
             Packet::OvRequest(p) => self.on_resync_request(v, &p, PeerKind::VerifyRead),
-            Packet::RsDataReply(p) => self.on_rs_data(v, p.sector, p.payload, p.digest),
+            Packet::RsDataReply(p) => self.on_rs_data(v, p.sector, p.payload),
             Packet::RsDeallocated(p) => self.on_rs_deallocated(v, &p),
             Packet::NegRsDreply(p) => self.on_rs_negative(v, p.sector, p.blksize),
             Packet::RsCancel(p) => self.on_rs_cancel(v, p.sector, p.blksize),

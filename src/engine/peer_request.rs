@@ -163,12 +163,6 @@ impl Engine {
         let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else {
             return;
         };
-        if let Some(alg) = self.conn.peer_integrity {
-            let digest = alg.digest(&[&p.payload]);
-            if digest != p.digest {
-                return self.peer_error("P_DATA", format!("Digest integrity check FAILED: {}s +{bytes}", p.sector));
-            }
-        }
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.received += range.count.0;
         }

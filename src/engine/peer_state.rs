@@ -50,7 +50,6 @@ impl Engine {
             return self.drop_link(ConnState::Disconnecting);
         }
         self.conn.peer_protocol = true;
-        self.conn.peer_integrity = p.integrity_alg.alg();
         self.conn.peer_dry_run = p.conn_flags.has(ConnFlags::DRY_RUN);
     }
 
@@ -60,7 +59,6 @@ impl Engine {
             self.log(Level::Warn, None, "the peer switched allow-two-primaries on; a second Primary is still refused");
         }
         self.epochs.close();
-        self.conn.peer_integrity = p.integrity_alg.alg();
         if let Some(o) = self.conn.opts.as_mut() {
             o.protocol = p.protocol;
             o.after_sb_0p = p.after_sb_0p.mirrored();

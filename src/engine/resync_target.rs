@@ -173,13 +173,7 @@ impl Engine {
     }
 
     /// Resync data arrived.
-    pub(crate) fn on_rs_data(&mut self, v: VolumeNr, sector: Sector, data: Bytes, digest: crate::wire::digest::Digest) {
-        if let Some(alg) = self.conn.peer_integrity
-            && alg.digest(&[&data]) != digest
-        {
-            return self
-                .peer_error("P_RS_DATA_REPLY", format!("Digest integrity check FAILED: {sector}s +{}", data.len()));
-        }
+    pub(crate) fn on_rs_data(&mut self, v: VolumeNr, sector: Sector, data: Bytes) {
         let Some(range) = self.take_answer(v, sector, data.len() as u64, "P_RS_DATA_REPLY") else { return };
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.received += range.count.0;

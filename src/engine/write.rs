@@ -16,6 +16,7 @@ use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
 use crate::units::{BlockId, SectorRange, VolumeNr};
 use crate::wire::data::{Data, DpFlags, Trim};
+use crate::wire::digest::Digest;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::resync::BlockDesc;
@@ -189,7 +190,6 @@ impl Engine {
                 .with_if(DpFlags::SEND_WRITE_ACK, protocol == ReplProtocol::C || resync);
         }
         let zero_data = self.sends_zero_data(kind);
-        let digest_alg = self.conn.opts.as_ref().and_then(|o| o.integrity_alg.alg());
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let (seq, block_id, sector) = (vol.next_seq(), BlockId(key), range.start);
         vol.counters.sent += range.count.0;
@@ -211,13 +211,13 @@ impl Engine {
                     Bytes::from_static(&ZEROES)
                         .slice(..usize::try_from(range.bytes()).unwrap_or(usize::MAX).min(ZEROES.len()))
                 });
-                let digest = digest_alg.map(|alg| alg.digest(&[&payload])).unwrap_or_default();
                 Packet::Data(Data {
                     sector,
                     block_id,
                     seq,
                     flags: dp.with_if(DpFlags::FUA, fua && flags),
-                    digest,
+                    // The link fills it in where one was agreed.
+                    digest: Digest::EMPTY,
                     payload,
                 })
             }

@@ -36,12 +36,13 @@ pub(super) struct Listener {
     config: Rc<LinkConfig>,
     listener: TcpListener,
     half_open: JoinSet<Incoming>,
+    stranger_seen: bool,
 }
 
 impl Listener {
     pub(super) fn open(config: Rc<LinkConfig>) -> Result<Self, LinkError> {
         let listener = listen(&config)?;
-        Ok(Self { config, listener, half_open: JoinSet::new() })
+        Ok(Self { config, listener, half_open: JoinSet::new(), stranger_seen: false })
     }
 
     /// The next connection that has said what it is, or failed to; `None` at the deadline. Connections that have not got
@@ -72,7 +73,10 @@ impl Listener {
     fn admit(&mut self, mut stream: TcpStream, from: SocketAddr) {
         let (from, peer) = (from.ip().to_canonical(), self.config.peer.ip().to_canonical());
         if self.config.check_peer_address && from != peer {
-            tracing::warn!(local = %self.config.local, "connection from {from} refused, the peer is {peer}");
+            // Whoever scans ports must not fill the log.
+            if !std::mem::replace(&mut self.stranger_seen, true) {
+                tracing::warn!(local = %self.config.local, "connection from {from} refused, the peer is {peer}");
+            }
             return;
         }
         if let Err(e) = stream.set_nodelay(true) {

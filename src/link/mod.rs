@@ -119,8 +119,10 @@ pub struct Flushed {
     pub meta: Option<u64>,
 }
 
-/// The link to one peer. All methods but [`Link::new`] must be called inside the shard's `LocalSet`. Dropping it closes
-/// everything at once, except links that are still sending after [`LinkAction::Close`].
+/// The link to one peer, for as long as there is an engine: [`Link::configure`] changes its settings, and link numbers go
+/// on. All methods but [`Link::new`] must be called inside the shard's `LocalSet`. Dropping it closes everything at once,
+/// except links that are still sending after [`LinkAction::Close`]. It keeps a clone of the sink: a node whose handle owns
+/// the link must take the link out to end both.
 pub struct Link<S: Sink, B: Buffers> {
     shared: Rc<Shared<S, B>>,
 }

@@ -153,6 +153,8 @@ impl<S: Sink, B: Buffers> Reader<S, B> {
         if self.socket == Socket::Data && !self.sink.wants_data() {
             self.end_batch();
             self.sink.until_wanted().await;
+            // It may have ended early, even at once.
+            yield_now().await;
             return self.check_alive();
         }
         // What this node sends may have changed the agreement meanwhile.
@@ -272,7 +274,9 @@ impl<S: Sink, B: Buffers> Reader<S, B> {
         if self.turn_packets >= TURN_PACKETS || self.turn_bytes >= TURN_BYTES {
             (self.turn_packets, self.turn_bytes) = (0, 0);
             self.end_batch();
+            self.session.behind(self.socket).set(self.staging.len() != 0);
             yield_now().await;
+            self.session.behind(self.socket).set(false);
         }
         self.check_alive()
     }

@@ -25,8 +25,9 @@ use crate::wire::error::{EncodeError, Reaction};
 use crate::wire::kind::Socket;
 use crate::wire::packet::Packet;
 
-/// Turns that the reader of the other socket gets to deliver what arrived before the end of this one.
-const LAST_TURNS: usize = 32;
+/// Turns that the reader of the other socket gets to deliver what arrived before the end of this one. Arbitrary: enough
+/// for what a socket holds, and a few milliseconds where that reader has to wait.
+const LAST_TURNS: usize = 256;
 
 /// Bytes read and dropped before a socket is closed. Closing with unread bytes would reset the connection under what was
 /// sent last.
@@ -42,6 +43,8 @@ pub(super) struct Session {
     alive: Cell<bool>,
     broken: Cell<bool>,
     protocol_error: Cell<bool>,
+    /// The reader of the data socket, or of the meta socket, has bytes that it did not get round to.
+    behind: [Cell<bool>; 2],
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
@@ -64,6 +67,7 @@ impl Session {
             alive: Cell::new(true),
             broken: Cell::new(false),
             protocol_error: Cell::new(false),
+            behind: Default::default(),
             tasks: RefCell::default(),
         };
         (Rc::new(session), ReadHalves { data: data_read, meta: meta_read })
@@ -161,10 +165,19 @@ impl Session {
         }
     }
 
+    /// Whether the reader of this socket gave way to others before it was through with what it had received.
+    pub(super) const fn behind(&self, socket: Socket) -> &Cell<bool> {
+        match socket {
+            Socket::Data => &self.behind[0],
+            Socket::Meta => &self.behind[1],
+        }
+    }
+
     /// The sockets are not ordered: what arrived on another one counts as said before the end of this one.
     async fn let_readers_finish(&self, sockets: &[Socket]) {
+        let unread = |socket: &Socket| self.behind(*socket).get() || has_input(self.channel(*socket).stream());
         for _ in 0..LAST_TURNS {
-            if !sockets.iter().any(|s| has_input(self.channel(*s).stream())) {
+            if !sockets.iter().any(unread) {
                 return;
             }
             yield_now().await;

@@ -4,6 +4,7 @@
 //! Invariant: the devices are claimed before the first look at the metadata, and stay claimed until they are closed.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::volume::Devices;
 use crate::control::ErrorReply;
@@ -15,6 +16,11 @@ use crate::engine::options::DiskOptions;
 use crate::meta::layout::INDEX_SLOT_SECTORS;
 use crate::meta::{MetaError, MetaKind, Place};
 use crate::units::{Sectors, VolumeNr};
+
+/// How long a claim of somebody else is waited for; in-flight I/O of a killed daemon on a busy disk.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const CLAIM_STEP: Duration = Duration::from_millis(50);
 
 /// Where the metadata are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,14 +108,14 @@ pub fn open(spec: &AttachSpec) -> Result<Opened, ErrorReply> {
 fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Result<BackingDevice, ErrorReply> {
     let what = if which == Which::Data { "data" } else { "metadata" };
     let mut options = OpenOptions { claim, owner: format!("{owner} ({what})"), ..OpenOptions::default() };
-    let device = BackingDevice::open(path, &options).map_err(|error| open_error(&error, which))?;
+    let device = open_claimed(path, &options).map_err(|error| open_error(&error, which))?;
     if device.geometry().logical_block_bytes <= BLOCK_BYTES_MIN {
         return Ok(device);
     }
     // Clients and peers address sectors of 512 bytes. The page cache does the rest, where the device itself does not insist.
     drop(device);
     options.direct = false;
-    let device = BackingDevice::open(path, &options).map_err(|error| open_error(&error, which))?;
+    let device = open_claimed(path, &options).map_err(|error| open_error(&error, which))?;
     let block = device.geometry().logical_block_bytes;
     if block > BLOCK_BYTES_MIN {
         let text = format!("{} has logical blocks of {block} bytes, only 512 are supported", path.display());
@@ -117,6 +123,20 @@ fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Res
     }
     tracing::warn!("{owner}: {} goes through the page cache, direct I/O of 512 bytes is not possible", path.display());
     Ok(device)
+}
+
+/// Opens, and waits a little for a claim that is on its way out: after a daemon was killed the kernel holds its files until
+/// the last operation of its ring has ended, which is later than the process.
+fn open_claimed(path: &Path, options: &OpenOptions) -> Result<BackingDevice, DiskError> {
+    let deadline = Instant::now() + CLAIM_PATIENCE;
+    loop {
+        match BackingDevice::open(path, options) {
+            Err(error) if error.kind() == DiskErrorKind::InUse && Instant::now() < deadline => {
+                std::thread::sleep(CLAIM_STEP);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn open_error(error: &DiskError, which: Which) -> ErrorReply {

@@ -10,6 +10,9 @@
 //! acknowledgement and the completion are there one send to the client; no task is spawned and none is woken but the
 //! one that waits for the socket or the ring.
 
+mod link_sink;
+mod sessions;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -19,6 +22,8 @@ use std::time::Instant;
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
+pub use self::link_sink::LinkSink;
+use self::sessions::OpenSession;
 use super::buffers::Payloads;
 use super::client::{Split, Waiter, complete};
 use super::timers::Timers;
@@ -34,8 +39,7 @@ use crate::engine::event::{
 };
 use crate::engine::options::DiskOptions;
 use crate::engine::status::ResourceStatus;
-use crate::frontend::nbd::session::SessionHandle;
-use crate::link::{Link, Sink};
+use crate::link::Link;
 use crate::units::{Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{Role, StateResult};
@@ -46,21 +50,8 @@ const ROUNDS_MAX: usize = 8;
 /// Told about every change, with what there is to see after it; in the shard's thread, must not block.
 pub type Watcher = Box<dyn Fn(ResourceStatus)>;
 
-/// The handle that the link's tasks deliver to.
-#[derive(Clone)]
-pub struct LinkSink(pub Rc<Core>);
-
 /// The link of a resource.
 pub type ResourceLink = Link<LinkSink, Payloads>;
-
-/// A client's session.
-#[derive(Debug)]
-pub struct OpenSession {
-    /// The volume that it uses.
-    pub volume: VolumeNr,
-    /// Its grip.
-    pub handle: SessionHandle,
-}
 
 /// Everything of one resource at run time.
 pub struct Core {
@@ -216,10 +207,7 @@ impl Core {
                 break;
             }
         }
-        if self.data_unwanted.get() && self.wants_data() {
-            self.data_unwanted.set(false);
-            self.wanted.notify_waiters();
-        }
+        self.resume_data();
         if self.changed.replace(false) {
             (self.watcher)(self.status());
         }
@@ -355,40 +343,6 @@ impl Core {
         self.event(Event::Client { id, volume, request });
     }
 
-    /// A session starts; its number is for [`Self::session_closed`].
-    pub fn session_opened(&self, volume: VolumeNr, handle: SessionHandle) -> usize {
-        tracing::info!(resource = self.name, %volume, client = handle.peer(), "NBD client connected");
-        let key = self.sessions.borrow_mut().insert(OpenSession { volume, handle });
-        self.event(Event::Opened { volume });
-        self.changed.set(true);
-        self.batch_end();
-        key
-    }
-
-    /// A session is over.
-    pub fn session_closed(&self, key: usize, why: &str) {
-        let Some(session) = self.sessions.borrow_mut().try_remove(key) else { return };
-        let volume = session.volume;
-        tracing::info!(resource = self.name, %volume, client = session.handle.peer(), "NBD client gone: {why}");
-        self.event(Event::Closed { volume });
-        self.changed.set(true);
-        self.batch_end();
-        self.session_ended.notify_waiters();
-    }
-
-    /// Ends all sessions of a volume.
-    pub fn close_sessions(&self, volume: VolumeNr, reason: &str) {
-        for (_, session) in self.sessions.borrow().iter().filter(|(_, session)| session.volume == volume) {
-            session.handle.close(reason);
-        }
-    }
-
-    /// The clients of a volume, for people.
-    pub fn session_names(&self, volume: VolumeNr) -> Vec<String> {
-        let sessions = self.sessions.borrow();
-        sessions.iter().filter(|(_, s)| s.volume == volume).map(|(_, s)| s.handle.peer().to_owned()).collect()
-    }
-
     // --- disks and link ---
 
     /// Devices for an attach that is about to be asked of the engine; false when the volume has some.
@@ -416,13 +370,6 @@ impl Core {
     /// The first configuration of the connection.
     pub fn set_link(&self, link: Rc<ResourceLink>) {
         *self.link.borrow_mut() = Some(link);
-    }
-
-    /// Ends all sessions; false when there is none.
-    pub fn end_all_sessions(&self, reason: &str) -> bool {
-        let sessions = self.sessions.borrow();
-        sessions.iter().for_each(|(_, session)| session.handle.close(reason));
-        !sessions.is_empty()
     }
 
     /// The role of a volume.
@@ -523,53 +470,5 @@ impl Core {
     /// The last events, for the log.
     pub fn last_events(&self) -> String {
         self.trace.borrow().to_string()
-    }
-
-    fn wants_data(&self) -> bool {
-        // Called by the link between its deliveries, never from inside the engine.
-        self.engine.borrow().accepts_peer_requests()
-    }
-}
-
-impl Sink for LinkSink {
-    fn packet(&mut self, link: LinkNr, socket: Socket, volume: VolumeNr, packet: Packet) {
-        self.0.event(Event::Packet { link, socket, volume, packet });
-    }
-
-    fn event(&mut self, event: LinkEvent) {
-        if let LinkEvent::Up { nr, .. } = event {
-            self.0.link_nr.set(nr);
-        }
-        self.0.event(Event::Link(event));
-    }
-
-    fn sent(&mut self, link: LinkNr, socket: Socket, packets: u64) {
-        if socket == Socket::Data {
-            self.0.event(Event::Sent { link, socket, packets });
-        }
-    }
-
-    fn batch_end(&mut self) {
-        self.0.batch_end();
-    }
-
-    fn wants_data(&self) -> bool {
-        let wants = self.0.wants_data();
-        if !wants {
-            self.0.data_unwanted.set(true);
-        }
-        wants
-    }
-
-    async fn until_wanted(&self) {
-        let mut notified = std::pin::pin!(self.0.wanted.notified());
-        loop {
-            notified.as_mut().enable();
-            if self.wants_data() {
-                return;
-            }
-            notified.as_mut().await;
-            notified.set(self.0.wanted.notified());
-        }
     }
 }

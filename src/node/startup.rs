@@ -154,9 +154,9 @@ pub async fn wait_and_promote(daemon: Arc<Daemon>, resources: Vec<ResolvedResour
         let (daemon, host) = (Arc::clone(&daemon), host.clone());
         all.spawn(async move {
             let timeouts = Timeouts::of(&resource);
-            let waits = resource.me.volumes.iter().map(|volume| wait(&daemon, &resource.name, volume.vnr, &timeouts));
-            for wait in waits {
-                wait.await;
+            let begin = Instant::now();
+            for volume in &resource.me.volumes {
+                wait(&daemon, &resource.name, volume.vnr, &timeouts, begin).await;
             }
             let names = &resource.startup.become_primary_on;
             if names.iter().any(|name| name == "both" || *name == host) {
@@ -214,9 +214,8 @@ impl Timeouts {
 }
 
 /// Waits until a volume is connected, has given up, or the time that counts for it is over.
-async fn wait(daemon: &Arc<Daemon>, resource: &str, volume: VolumeNr, timeouts: &Timeouts) {
+async fn wait(daemon: &Arc<Daemon>, resource: &str, volume: VolumeNr, timeouts: &Timeouts, begin: Instant) {
     let mut events = daemon.subscribe();
-    let begin = Instant::now();
     loop {
         let Some((state, kind)) = look(daemon, resource, volume).await else { return };
         if state >= ConnState::Connected || (state < ConnState::Unconnected && !timeouts.after_sb) {

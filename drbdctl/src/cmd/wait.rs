@@ -11,7 +11,7 @@ use udrbd::control::client::{Client, ClientError};
 use udrbd::control::proto::Event;
 use udrbd::control::status::{Resource, Volume, WaitKind};
 use udrbd::units::VolumeNr;
-use udrbd::wire::state::ConnState;
+use udrbd::wire::state::{ConnState, DiskState};
 
 use super::simple::no_such_minor;
 use crate::args::Call;
@@ -108,6 +108,8 @@ struct Waiting {
     wait_after_sb: bool,
     deadline: Option<Instant>,
     done: bool,
+    /// Connected with one good disk: until then a resync may still begin.
+    grace: Option<Instant>,
     bar: Option<ProgressBar>,
 }
 
@@ -115,6 +117,16 @@ impl Waiting {
     fn find<'a>(&self, known: &'a BTreeMap<String, Resource>) -> Option<&'a Volume> {
         known.get(&self.resource)?.volumes.iter().find(|v| v.volume == self.volume)
     }
+}
+
+/// How long a resync may take to begin after a promotion; the nodes exchange a few packets first.
+const SYNC_START: Duration = Duration::from_secs(3);
+
+/// Whether one node has good data and the other has not: right after `primary --force` the resync is yet to begin. After a
+/// resync with unreadable blocks it stays so, and nothing more comes.
+fn sync_is_due(volume: &Volume) -> bool {
+    let disks = (volume.disk, volume.peer_disk);
+    matches!(disks, (DiskState::UpToDate, DiskState::Inconsistent) | (DiskState::Inconsistent, DiskState::UpToDate))
 }
 
 fn wait(ctx: &mut Context, call: &Call, goal: Goal) -> Done {
@@ -138,6 +150,7 @@ fn wait(ctx: &mut Context, call: &Call, goal: Goal) -> Done {
                 wait_after_sb: call.flag("wait-after-sb") || target.resource.startup.wait_after_sb(),
                 deadline: None,
                 done: false,
+                grace: None,
                 bar: None,
             };
             let kind = one.find(&known).map_or(WaitKind::Normal, |v| v.wait);
@@ -153,6 +166,12 @@ fn wait(ctx: &mut Context, call: &Call, goal: Goal) -> Done {
         for one in waiting.iter_mut().filter(|one| !one.done) {
             let Some(volume) = one.find(&known) else { return Err(no_such_minor(&one.attempt)) };
             one.done = goal.is_reached(volume.state, one.wait_after_sb);
+            if one.done && goal == Goal::Synced && sync_is_due(volume) {
+                let until = *one.grace.get_or_insert_with(|| Instant::now() + SYNC_START);
+                one.done = until <= Instant::now();
+            } else {
+                one.grace = None;
+            }
             show(one, volume, bars.as_ref());
         }
         let now = Instant::now();
@@ -163,7 +182,7 @@ fn wait(ctx: &mut Context, call: &Call, goal: Goal) -> Done {
         if left.iter().any(|one| one.deadline.is_some_and(|deadline| deadline <= now)) {
             return Err(Exit(5));
         }
-        let mut until = left.iter().filter_map(|one| one.deadline).min();
+        let mut until = left.iter().flat_map(|one| [one.deadline, one.grace]).flatten().min();
         if poll.is_some() {
             until = Some(until.map_or(now + REDRAW, |until| until.min(now + REDRAW)));
         }

@@ -146,7 +146,7 @@ fn the_last_words_on_one_socket_come_before_the_end_of_the_other() {
             let mut peer = Script::up(y, &a, x).await;
             peer.put_data(&state()).await;
             a.packet().await;
-            for _ in 0..300 {
+            for _ in 0..1000 {
                 peer.put_meta(&Packet::Ping).await;
             }
             peer.put_meta(&Packet::ConnStChgReply(1)).await;

@@ -255,8 +255,8 @@ fn what_is_queued_is_sent_before_a_close() {
         for nr in 0..100 {
             a.link(|link| link.send(Socket::Data, VolumeNr(0), write(nr, 128 << 10))).unwrap();
         }
-        a.link(|link| link.send(Socket::Meta, VolumeNr(0), Packet::ConnStChgReply(1))).unwrap();
         a.act(&LinkAction::Close { nr: LinkNr(99) });
+        a.link(|link| link.send(Socket::Meta, VolumeNr(0), Packet::ConnStChgReply(1))).unwrap();
         a.act(&LinkAction::Close { nr: LinkNr(1) });
         a.send(Socket::Meta, Packet::Ping);
         for nr in 0..100 {
