@@ -78,6 +78,7 @@ fn leash(argv: &[&str], dir: &Path) -> Leash {
 struct Capture {
     dumpcap: Leash,
     file: PathBuf,
+    netns: String,
 }
 
 impl Capture {
@@ -85,25 +86,31 @@ impl Capture {
         let file = dir.join("capture.pcap");
         let (net, filter) = (netns.option(), format!("tcp port {PORT}"));
         let path = file.display().to_string();
-        // Plain pcap, flushed by packet.
-        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-P", "-w", &path, "-q"];
-        let capture = Self { dumpcap: leash(&argv, dir), file };
-        // A connection attempt of ours shows that it is listening to the wire.
-        let begin = Instant::now();
-        while capture.len() <= 24 {
-            assert!(begin.elapsed() < SOON, "dumpcap captures nothing");
-            let knock = format!("exec 3<>/dev/tcp/127.0.0.1/{PORT}");
-            run("nsenter", &[&net, "bash", "-c", &knock]);
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        // Plain pcap; a buffer that holds everything, so that a busy host loses nothing.
+        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-B", "128", "-P", "-w", &path, "-q"];
+        let capture = Self { dumpcap: leash(&argv, dir), file, netns: net };
+        capture.mark(1);
         capture
     }
 
-    fn len(&self) -> u64 {
-        std::fs::metadata(&self.file).map_or(0, |meta| meta.len())
+    /// Connects to an address where nobody is until that is in the file: so is everything that was sent before.
+    fn mark(&self, host: u8) {
+        let begin = Instant::now();
+        let knock = format!("exec 3<>/dev/tcp/127.0.0.{host}/{PORT}");
+        loop {
+            run("nsenter", &[&self.netns, "bash", "-c", &knock]);
+            let bytes = std::fs::read(&self.file).unwrap_or_default();
+            let tail = &bytes[bytes.len().saturating_sub(1000)..];
+            if tail.windows(4).any(|window| window == [127, 0, 0, host]) {
+                return;
+            }
+            assert!(begin.elapsed() < SOON, "dumpcap captures nothing");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn finish(mut self) -> PathBuf {
+        self.mark(99);
         self.dumpcap.terminate();
         assert!(self.dumpcap.wait_exit(SOON).is_some(), "dumpcap does not end");
         self.file

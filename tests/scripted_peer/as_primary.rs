@@ -6,7 +6,7 @@ use udrbd::wire::{
     BlockAck, BlockReq, Data, DpFlags, FeatureFlags, Packet, ReplProtocol, Role, StateResult, StateWord, Trim,
 };
 
-use crate::daemon_common::{Node, Setup, Site, pattern, up_to_date};
+use crate::daemon_common::{Node, Setup, Site, first_difference, pattern, up_to_date};
 use crate::peer::{Peer, Persona};
 use crate::{combinations, for_each};
 
@@ -92,7 +92,7 @@ pub fn pair(persona: &Persona, net: &str) -> (Site, Node, Peer) {
 pub fn assert_same_as_daemon(peer: &Peer, node: &Node) {
     let disk = std::fs::read(node.disk(0)).expect("a disk file");
     let ours = &peer.model.disk;
-    if let Some(at) = ours.iter().zip(&disk).position(|(a, b)| a != b) {
+    if let Some(at) = first_difference(ours, &disk[..ours.len()]) {
         panic!("the replicas differ from byte {at} on\n{}", node.log());
     }
 }
