@@ -2,6 +2,7 @@
 
 mod crash;
 mod pair;
+mod regressions;
 mod storm;
 
 use crash::range;
