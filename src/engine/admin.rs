@@ -337,6 +337,9 @@ impl Engine {
             }
             self.send_state(v);
         }
+        if self.volumes.get(&v).is_none_or(|vol| vol.disk.is_none()) {
+            return self.command_done(id, Ok(()));
+        }
         self.md_superblock(v, Some(MdDone::Command(id)));
         self.wait_md(id, v);
     }
@@ -377,6 +380,9 @@ impl Engine {
         }
         // Clients cannot be open here; a session that raced with the demotion is ended.
         self.out.push(Action::EndSessions { volume: v, reason: String::from("this node became Secondary") });
+        if self.volumes.get(&v).is_none_or(|vol| vol.disk.is_none()) {
+            return self.command_done(id, Ok(()));
+        }
         self.md_bitmap(v, true, Some(MdDone::Command(id)));
         self.wait_md(id, v);
     }

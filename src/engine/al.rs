@@ -375,6 +375,18 @@ impl ActivityLog {
             .filter_map(|(slot, label)| (label != FREE_LABEL).then_some((slot, AlExtent(label))))
     }
 
+    /// Extents whose last writes no data flush covers, or that have writes under way.
+    #[must_use]
+    pub fn unflushed_extents(&self) -> Vec<AlExtent> {
+        self.hot_extents()
+            .filter(|(slot, _)| {
+                self.cache.refs(slot.0) > 0
+                    || self.write_gens.get(usize::from(slot.0)).is_some_and(|written| *written > self.flushed_gen)
+            })
+            .map(|(_, extent)| extent)
+            .collect()
+    }
+
     /// Extents with references (what congestion-extents counts).
     #[must_use]
     pub const fn used(&self) -> u16 {

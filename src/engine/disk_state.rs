@@ -237,6 +237,7 @@ impl Engine {
         match vol.state.disk {
             DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
                 vol.closing = true;
+                self.md_flush_data(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
@@ -244,6 +245,7 @@ impl Engine {
                 if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
             {
                 vol.closing = true;
+                self.md_flush_data(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {

@@ -43,6 +43,16 @@ impl Engine {
             flush.local = if result.is_ok() { Side::Ok } else { Side::Failed };
         }
         if let Err(failure) = result {
+            // What is left is the peer's copy: it has to be durable there.
+            self.epochs.close();
+            self.send_due_barrier();
+            let epoch = if self.conn.link.is_some() { self.epochs.last() } else { None };
+            if let Some(flush) = self.flushes.get_mut(key) {
+                flush.epoch = epoch.or(flush.epoch);
+            }
+            if epoch.is_some() && self.conn.relaxed_epochs {
+                self.send_data(v, Packet::UnplugRemote);
+            }
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
             self.on_io_error(v);
         }

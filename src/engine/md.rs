@@ -110,6 +110,14 @@ impl Engine {
         self.md_push(v, Job { stages, done: done.into_iter().collect(), superblock_only: false });
     }
 
+    /// Queues a flush of the data device, if something was written since the last one: a disk that is given up leaves
+    /// nothing behind in its cache that was called done.
+    pub(crate) fn md_flush_data(&mut self, v: VolumeNr) {
+        if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|disk| disk.unflushed) {
+            self.md_push(v, Job { stages: [Stage::FlushData].into(), done: Vec::new(), superblock_only: false });
+        }
+    }
+
     /// Queues an activity-log transaction with what must precede it.
     pub(crate) fn md_transaction(&mut self, v: VolumeNr, transaction: &Transaction) {
         let Some(disk) = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()) else { return };
@@ -259,6 +267,9 @@ impl Engine {
             }
             Err(failure) => {
                 vol.md.failed = true;
+                if mark.is_some() && !failure.unsupported {
+                    self.data_flush_failed(v);
+                }
                 self.log_error(v, format!("meta data update failed: {}", failure.text));
                 self.on_meta_failure(v);
             }

@@ -6,10 +6,12 @@
 use bytes::Bytes;
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, DiskOp};
+use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::al::FlushMark;
 use crate::engine::event::{DiskFailure, DiskResult, OpId};
-use crate::units::VolumeNr;
+use crate::limits::AL_EXTENT_SECTORS;
+use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
+use crate::wire::state::ConnState;
 
 /// Why an operation was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub(crate) enum Op {
     Md { mark: Option<FlushMark> },
     /// Local part of an application write, discard or write-zeroes.
     RequestWrite(u64),
+    /// Flush behind a durable write-zeroes.
+    RequestWriteFlush { key: u64, mark: Option<FlushMark> },
     /// Application read.
     RequestRead(u64),
     /// Application flush.
@@ -74,31 +78,70 @@ impl Engine {
         }
         match op {
             Op::Md { mark } => self.on_md_op(v, mark, result.map(drop)),
-            Op::RequestWrite(key) => self.on_request_written(key, result.map(drop)),
+            Op::RequestWrite(key) => {
+                self.note_written(v);
+                if result.is_ok() && self.wants_flush_behind(key) {
+                    let mark = self.data_flush_mark(v);
+                    self.submit(v, DiskOp::Flush, Op::RequestWriteFlush { key, mark });
+                } else {
+                    self.on_request_written(key, result.map(drop));
+                }
+            }
+            Op::RequestWriteFlush { key, mark } => {
+                self.note_flush(v, mark, &result);
+                self.on_request_written(key, result.map(drop));
+            }
             Op::RequestRead(key) => self.on_request_read(key, required(result)),
             Op::RequestFlush { flush, mark } => {
-                self.note_flush(v, mark, result.is_ok());
+                self.note_flush(v, mark, &result);
                 self.on_request_flushed(flush, v, result.map(drop));
             }
-            Op::PeerWrite(key) => self.on_peer_written(key, &result.map(drop)),
+            Op::PeerWrite(key) => {
+                self.note_written(v);
+                self.on_peer_written(key, &result.map(drop));
+            }
             Op::PeerRead(key) => self.on_peer_read(key, required(result)),
             Op::EpochFlush { round, mark } => {
-                self.note_flush(v, mark, result.is_ok());
+                self.note_flush(v, mark, &result);
                 self.on_epoch_flushed(v, round, result.map(drop));
             }
             Op::PeerFlush { key, mark } => {
-                self.note_flush(v, mark, result.is_ok());
-                self.on_peer_flushed(key, result.is_ok());
+                self.note_flush(v, mark, &result);
+                self.on_peer_flushed(key, &result.map(drop));
             }
         }
         self.finish_detach(v);
     }
 
-    fn note_flush(&mut self, v: VolumeNr, mark: Option<FlushMark>, ok: bool) {
+    /// A write ended: no flush that began before covers it.
+    fn note_written(&mut self, v: VolumeNr) {
+        if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
+            disk.unflushed = true;
+        }
+    }
+
+    fn note_flush(&mut self, v: VolumeNr, mark: Option<FlushMark>, result: &DiskResult) {
         let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
-        match (mark, ok) {
-            (Some(mark), true) => disk.al.note_data_flush(mark),
+        match (mark, result) {
+            (Some(mark), Ok(_)) => disk.al.note_data_flush(mark),
+            (_, Err(failure)) if !failure.unsupported => self.data_flush_failed(v),
             _ => disk.unflushed = true,
+        }
+    }
+
+    /// A flush of the data device failed: whatever was written since the last good one may be gone, as after a crash.
+    /// The activity log knows the own writes among it, the peer those of its epochs that are not acknowledged.
+    pub(crate) fn data_flush_failed(&mut self, v: VolumeNr) {
+        let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        disk.unflushed = true;
+        let extents = disk.al.unflushed_extents();
+        for extent in extents {
+            let start = Sector(u64::from(extent.0) * AL_EXTENT_SECTORS);
+            self.set_bits(v, SectorRange { start, count: Sectors(AL_EXTENT_SECTORS) });
+        }
+        if !self.rx.epochs.is_empty() {
+            self.log(Level::Error, Some(v), "data that the peer sent may be lost; dropping the connection");
+            self.drop_link(ConnState::NetworkFailure);
         }
     }
 }

@@ -184,7 +184,9 @@ impl Engine {
         } else {
             WriteIo::Zeroes { may_unmap: true }
         };
-        self.accept_write(v, range, p.block_id, p.flags, io);
+        // The disk knows no durable form of these: a flush behind it makes it so.
+        let flags = p.flags.with_if(DpFlags::FLUSH, p.flags.has(DpFlags::FUA));
+        self.accept_write(v, range, p.block_id, flags, io);
     }
 
     pub(crate) fn on_empty_write(&mut self, v: VolumeNr, p: &Data) {
@@ -208,6 +210,10 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.state.role == Role::Primary {
             return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
+        }
+        if vol.state.conn < ConnState::Connected {
+            let conn = vol.state.conn;
+            return self.peer_error("P_DATA", format!("not expected in state {conn}"));
         }
         let epoch = self.rx.open();
         epoch.writes += 1;
@@ -425,8 +431,16 @@ impl Engine {
     }
 
     /// The flush behind a write with the flush flag ended.
-    pub(crate) fn on_peer_flushed(&mut self, key: u64, ok: bool) {
-        self.answer_peer_write(key, ok);
+    pub(crate) fn on_peer_flushed(&mut self, key: u64, result: &Result<(), DiskFailure>) {
+        let Some((v, range)) = self.peer_requests.get(key).map(|r| (r.volume, r.range)) else { return };
+        if let Err(failure) = result {
+            self.set_bits(v, range);
+            self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
+        }
+        self.answer_peer_write(key, result.is_ok());
+        if result.as_ref().is_err_and(|f| !f.unsupported) {
+            self.on_io_error(v);
+        }
         self.finish_peer(key);
     }
 

@@ -238,6 +238,10 @@ impl Engine {
         ctx: &ReceivedContext,
         mut view: PeerView,
     ) {
+        let both = os.disk >= DiskState::Negotiating && ps.disk >= DiskState::Negotiating;
+        if !view.handshake && both && os.conn == ConnState::WfReportParams {
+            return self.peer_error("P_STATE", "came before P_UUIDS");
+        }
         if view.handshake {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.consider_resync = false;

@@ -51,7 +51,8 @@ impl Engine {
         let flushed: Vec<VolumeNr> = self
             .volumes
             .values()
-            .filter(|vol| vol.disk_usable() && vol.opts.disk_flushes && !self.rx.drain_only)
+            // A disk that is being given up may hold writes of these epochs in its cache.
+            .filter(|vol| vol.disk.is_some() && vol.opts.disk_flushes && !self.rx.drain_only)
             .map(|vol| vol.nr)
             .collect();
         if flushed.is_empty() {
@@ -80,9 +81,18 @@ impl Engine {
 
     /// One volume's flush for received epochs ended.
     pub(crate) fn on_epoch_flushed(&mut self, v: VolumeNr, round: u64, result: Result<(), DiskFailure>) {
-        if let Err(failure) = result {
-            self.log(Level::Warn, Some(v), format!("Method to ensure write ordering: drain ({})", failure.text));
-            self.rx.drain_only = true;
+        match result {
+            Ok(()) => {}
+            Err(failure) if failure.unsupported => {
+                self.log(Level::Warn, Some(v), format!("Method to ensure write ordering: drain ({})", failure.text));
+                self.rx.drain_only = true;
+            }
+            Err(failure) => {
+                // Never acknowledged: the link ends with it, and the peer marks these writes.
+                self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
+                self.on_io_error(v);
+                return;
+            }
         }
         if round != self.rx.round || self.rx.flushing == 0 {
             return;

@@ -264,6 +264,11 @@ impl Engine {
         }
     }
 
+    /// Whether a flush must follow the local half before it counts: the disk knows no durable write-zeroes.
+    pub(crate) fn wants_flush_behind(&self, key: u64) -> bool {
+        self.requests.get(key).is_some_and(|r| !r.aborted && matches!(r.kind, Kind::Zeroes { fua: true, .. }))
+    }
+
     /// The local half of a write ended.
     pub(crate) fn on_request_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };

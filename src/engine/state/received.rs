@@ -99,7 +99,9 @@ impl PeerView {
     pub fn change(&self, os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext) -> StateChange {
         let change =
             StateChange::NONE.conn(self.conn).peer(ps.role).pdsk(self.pdsk).peer_isp(ps.aftr_isp || ps.user_isp);
-        let settled = matches!(self.conn, C::Connected | C::WfBitMapS) && os.disk == D::Negotiating;
+        // Where the peer has data only the handshake may say that ours are good; a state that crossed our attach does not.
+        let judged = self.handshake || ps.disk < D::Negotiating;
+        let settled = judged && matches!(self.conn, C::Connected | C::WfBitMapS) && os.disk == D::Negotiating;
         if settled { change.disk(ctx.attach_disk) } else { change }
     }
 

@@ -14,7 +14,8 @@ impl Pair {
         let seed = self.rng.next_u64();
         let disks = std::mem::take(&mut self.nodes[n].disks);
         let link = self.nodes[n].link.is_some();
-        self.nodes[n] = Node { disks, ..Node::new("r0", seed) };
+        let separate = self.nodes[n].separate;
+        self.nodes[n] = Node { disks, separate, ..Node::new("r0", seed) };
         let other = 1 - n;
         self.nodes[other].data.clear();
         self.nodes[other].meta.clear();
@@ -35,7 +36,7 @@ impl Pair {
     /// The node's power fails: of its unflushed blocks any subset is lost, each back to any state since the last flush.
     pub(super) fn power_cut(&mut self, n: usize) {
         let mut kept: BTreeMap<(VolumeNr, u64), u64> = BTreeMap::new();
-        for (v, block, old) in std::mem::take(&mut self.nodes[n].cache).into_iter().rev() {
+        for (v, _, block, old) in std::mem::take(&mut self.nodes[n].cache).into_iter().rev() {
             let random = &mut self.rng;
             // Newest first: each write is undone as long as luck says so.
             let undo = kept.entry((v, block)).or_insert_with(|| random.next_u64() % 3);

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod crash;
 mod pair;
+mod regressions;
 mod storm;
 
 use crash::range;

@@ -35,8 +35,13 @@ pub(super) struct Node {
     pub packets: BTreeMap<&'static str, u32>,
     pub fail_writes: bool,
     pub fail_reads: bool,
-    /// Blocks written since the last flush with what they held before, oldest first: the volatile cache.
-    pub cache: Vec<(VolumeNr, u64, Vec<u8>)>,
+    pub fail_meta: bool,
+    pub fail_flushes: bool,
+    /// Data and metadata are different devices, each with a cache of its own.
+    pub separate: bool,
+    /// Blocks written since the last flush (true: of the metadata device) with what they held before, oldest first: the
+    /// volatile cache.
+    pub cache: Vec<(VolumeNr, bool, u64, Vec<u8>)>,
     pub disk_queue: Vec<(OpId, VolumeNr, DiskOp)>,
     pub data: VecDeque<(VolumeNr, Packet)>,
     pub meta: VecDeque<(VolumeNr, Packet)>,
@@ -60,6 +65,9 @@ impl Node {
             packets: BTreeMap::new(),
             fail_writes: false,
             fail_reads: false,
+            fail_meta: false,
+            fail_flushes: false,
+            separate: false,
             cache: Vec::new(),
             disk_queue: Vec::new(),
             data: VecDeque::new(),
@@ -173,7 +181,7 @@ impl Pair {
         }
     }
 
-    fn do_disk(&mut self, n: usize, index: usize) {
+    pub(super) fn do_disk(&mut self, n: usize, index: usize) {
         let (op, v, io) = self.nodes[n].disk_queue.swap_remove(index);
         self.trace(n, &("executed", op));
         let node = &mut self.nodes[n];
@@ -186,15 +194,19 @@ impl Pair {
             DiskOp::MetaWrite { offset, data, .. } => (*offset, offset + data.len() as u64),
             DiskOp::Read(_) | DiskOp::Flush | DiskOp::MetaFlush => (0, 0),
         };
+        let on_meta = node.separate && matches!(io, DiskOp::MetaWrite { .. } | DiskOp::MetaFlush);
         for block in touched.0 / 4096..touched.1.div_ceil(4096) {
             let mut old = vec![0; 4096];
             disk.read_at(block * 4096, &mut old).unwrap();
-            node.cache.push((v, block, old));
+            node.cache.push((v, on_meta, block, old));
         }
         match &io {
-            DiskOp::Flush | DiskOp::MetaFlush => node.cache.retain(|(cached, ..)| *cached != v),
+            DiskOp::Flush | DiskOp::MetaFlush if node.fail_flushes => {}
+            DiskOp::Flush | DiskOp::MetaFlush => {
+                node.cache.retain(|(cached, meta, ..)| *cached != v || *meta != on_meta);
+            }
             DiskOp::Write { fua: true, .. } | DiskOp::MetaWrite { fua: true, .. } => {
-                node.cache.retain(|(cached, block, _)| {
+                node.cache.retain(|(cached, _, block, _)| {
                     *cached != v || *block < touched.0 / 4096 || *block >= touched.1.div_ceil(4096)
                 });
             }
@@ -203,6 +215,8 @@ impl Pair {
         let result = match io {
             DiskOp::Read(_) if node.fail_reads => failure(),
             DiskOp::Write { .. } if node.fail_writes => failure(),
+            DiskOp::MetaWrite { .. } if node.fail_meta => failure(),
+            DiskOp::Flush | DiskOp::MetaFlush if node.fail_flushes => failure(),
             DiskOp::Read(range) => Ok(Some(Bytes::from(read(disk, range)))),
             DiskOp::Write { range, data, .. } => {
                 write(disk, range, &data.concat());
@@ -221,7 +235,7 @@ impl Pair {
         self.event(n, Event::Disk { op, result });
     }
 
-    fn deliver(&mut self, from: usize, socket: Socket) {
+    pub(super) fn deliver(&mut self, from: usize, socket: Socket) {
         let to = 1 - from;
         let node = &mut self.nodes[from];
         let queue = if socket == Socket::Data { &mut node.data } else { &mut node.meta };
@@ -417,7 +431,7 @@ impl Pair {
                 discard: true,
                 discard_zeroes: true,
             },
-            shared_device: true,
+            shared_device: !self.nodes[n].separate,
             path: String::from("mem"),
         };
         let loaded = load(io, Place::INTERNAL, facts).unwrap();

@@ -95,6 +95,9 @@ fn storm(seed: u64, power: bool) {
     let mut p = Pair::new(seed);
     p.relaxed = seed.is_multiple_of(2);
     p.version = [101, 101, 100, 97][usize::try_from(seed / 3 % 4).unwrap()];
+    for n in [A, B] {
+        p.nodes[n].separate = seed / 2 % 2 == 1;
+    }
     p.up(&[12 * MIB], &n);
     p.ok(A, Command::NewCurrentUuid { clear_bitmap: true });
     p.ok(A, Command::Primary { force: false });
