@@ -4,6 +4,7 @@
 //! Invariant: the devices are claimed before the first look at the metadata, and stay claimed until they are closed.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::volume::Devices;
 use crate::control::ErrorReply;
@@ -15,6 +16,11 @@ use crate::engine::options::DiskOptions;
 use crate::meta::layout::INDEX_SLOT_SECTORS;
 use crate::meta::{MetaError, MetaKind, Place};
 use crate::units::{Sectors, VolumeNr};
+
+/// How long a lock without a holder is waited for, and the pause between two looks. Measured: I/O of a killed process is
+/// gone within milliseconds; a slow disk may take longer.
+const UNSEEN_MAX: Duration = Duration::from_secs(5);
+const UNSEEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the metadata are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +108,7 @@ pub fn open(spec: &AttachSpec) -> Result<Opened, ErrorReply> {
 fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Result<BackingDevice, ErrorReply> {
     let what = if which == Which::Data { "data" } else { "metadata" };
     let mut options = OpenOptions { claim, owner: format!("{owner} ({what})"), ..OpenOptions::default() };
-    let device = BackingDevice::open(path, &options).map_err(|error| open_error(&error, which))?;
+    let device = open_when_free(path, &options).map_err(|error| open_error(&error, which))?;
     if device.geometry().logical_block_bytes <= BLOCK_BYTES_MIN {
         return Ok(device);
     }
@@ -119,9 +125,22 @@ fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Res
     Ok(device)
 }
 
+/// Opens a device; where a daemon was killed a moment ago, waits until the kernel has given up what it was doing.
+fn open_when_free(path: &Path, options: &OpenOptions) -> Result<BackingDevice, DiskError> {
+    let deadline = Instant::now() + UNSEEN_MAX;
+    loop {
+        match BackingDevice::open(path, options) {
+            Err(error) if error.kind() == DiskErrorKind::InUseUnseen && Instant::now() < deadline => {
+                std::thread::sleep(UNSEEN_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
 fn open_error(error: &DiskError, which: Which) -> ErrorReply {
     let (data, meta) = match error.kind() {
-        DiskErrorKind::InUse => (114, 115),
+        DiskErrorKind::InUse | DiskErrorKind::InUseUnseen => (114, 115),
         DiskErrorKind::NotADevice => (107, 108),
         _ => (104, 105),
     };
