@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::dirty::Bitmap;
+use crate::engine::event::Socket;
 use crate::units::VolumeNr;
 use crate::wire::bitmap::{BitSink, BitSource, BitmapReceiver, BitmapSender, Progress, SendStep};
 use crate::wire::error::BitmapFault;
@@ -15,8 +16,8 @@ use crate::wire::feature::Version;
 use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
 
-/// Words scanned in one slice: well under a millisecond.
-const SLICE_WORDS: u64 = 1 << 16;
+/// Words scanned in one slice: well under a millisecond. In tests so few that small devices have several slices.
+const SLICE_WORDS: u64 = if cfg!(test) { 8 } else { 1 << 16 };
 
 /// A bitmap that arrives.
 pub(crate) type Incoming = BitmapReceiver;
@@ -112,10 +113,19 @@ impl Engine {
             return;
         }
         self.bitmap_tx = None;
+        self.send_urgent();
         self.release_data();
         if self.state(v).conn == ConnState::WfBitMapT {
             self.wait_sync_uuid(v);
         }
+    }
+
+    /// Whether `packet` must not come now: nothing but its other packets comes between those of a bitmap (wire.md 8.4).
+    pub(crate) fn interrupts_bitmap(&self, socket: Socket, v: VolumeNr, packet: &Packet) -> bool {
+        let part = |vol: &super::volume::Volume| {
+            vol.nr == v && matches!(packet, Packet::Bitmap(_) | Packet::CompressedBitmap(_))
+        };
+        socket == Socket::Data && self.volumes.values().any(|vol| vol.bitmap_rx.is_some() && !part(vol))
     }
 
     /// A chunk of the peer's bitmap.

@@ -51,6 +51,15 @@ pub(crate) struct PeerQuestion {
     pub connection: bool,
 }
 
+/// A packet that waits for the data socket.
+#[derive(Debug)]
+pub(crate) struct Held {
+    volume: VolumeNr,
+    packet: Packet,
+    /// The write that completes when the TCP stack has taken the packet.
+    awaited: Option<u64>,
+}
+
 /// The connection of a resource.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -74,7 +83,9 @@ pub(crate) struct Connection {
     pub(crate) sent_progress: Timestamp,
     pub(crate) awaiting_sent: VecDeque<(u64, u64)>,
     pub(crate) hold: u32,
-    pub(crate) held: VecDeque<(VolumeNr, Packet)>,
+    pub(crate) held: VecDeque<Held>,
+    /// Packets that go before all held ones, as soon as the bitmap that is being sent is complete.
+    pub(crate) urgent: VecDeque<(VolumeNr, Packet)>,
     pub(crate) pings_sent: u64,
     pub(crate) pings_answered: u64,
     pub(crate) ping_at: Option<Timestamp>,
@@ -108,6 +119,7 @@ impl Connection {
             awaiting_sent: VecDeque::new(),
             hold: 0,
             held: VecDeque::new(),
+            urgent: VecDeque::new(),
             pings_sent: 0,
             pings_answered: 0,
             ping_at: None,
@@ -127,8 +139,10 @@ impl Connection {
 
     /// The write that was queued last completes when the TCP stack has taken it.
     pub(crate) fn await_sent(&mut self, key: u64) {
-        let packet = self.data_queued + self.held.len() as u64;
-        self.awaiting_sent.push_back((packet, key));
+        match self.held.back_mut() {
+            Some(held) => held.awaited = Some(key),
+            None => self.awaiting_sent.push_back((self.data_queued, key)),
+        }
     }
 
     /// The next write whose packet the TCP stack has taken.
@@ -148,13 +162,13 @@ impl Engine {
             return;
         }
         if self.conn.hold > 0 {
-            self.conn.held.push_back((v, packet));
+            self.conn.held.push_back(Held { volume: v, packet, awaited: None });
         } else {
             self.send_data_now(v, packet);
         }
     }
 
-    /// Queues a packet ahead of what is held back.
+    /// Queues a packet now, whatever is held back.
     pub(crate) fn send_data_now(&mut self, v: VolumeNr, packet: Packet) {
         if self.conn.link.is_none() {
             return;
@@ -164,6 +178,22 @@ impl Engine {
         }
         self.conn.data_queued += 1;
         self.out.push(Action::Send { socket: Socket::Data, volume: v, packet });
+    }
+
+    /// Queues a packet ahead of what is held back, but never between the packets of a bitmap.
+    pub(crate) fn send_data_first(&mut self, v: VolumeNr, packet: Packet) {
+        if self.bitmap_tx.is_some() {
+            self.conn.urgent.push_back((v, packet));
+        } else {
+            self.send_data_now(v, packet);
+        }
+    }
+
+    /// The bitmap is complete: what could not wait for anything else goes out.
+    pub(crate) fn send_urgent(&mut self) {
+        for (v, packet) in std::mem::take(&mut self.conn.urgent) {
+            self.send_data_now(v, packet);
+        }
     }
 
     /// Queues a packet on the meta socket; dropped when there is no link.
@@ -182,8 +212,11 @@ impl Engine {
     pub(crate) fn release_data(&mut self) {
         self.conn.hold = self.conn.hold.saturating_sub(1);
         if self.conn.hold == 0 {
-            for (v, packet) in std::mem::take(&mut self.conn.held) {
-                self.send_data_now(v, packet);
+            for Held { volume, packet, awaited } in std::mem::take(&mut self.conn.held) {
+                self.send_data_now(volume, packet);
+                if let Some(key) = awaited {
+                    self.conn.awaiting_sent.push_back((self.conn.data_queued, key));
+                }
             }
         }
     }
@@ -314,6 +347,7 @@ impl Engine {
         conn.state_sent = false;
         conn.hold = 0;
         conn.held.clear();
+        conn.urgent.clear();
         conn.awaiting_sent.clear();
         conn.ping_waiters.clear();
         conn.ping_at = None;

@@ -218,6 +218,9 @@ impl Engine {
         if self.conn.state < ConnState::WfReportParams {
             return;
         }
+        if self.interrupts_bitmap(socket, v, &packet) {
+            return self.peer_error(kind.name(), "in the middle of a bitmap");
+        }
         match packet {
             Packet::Protocol(p) => self.on_protocol(&p),
             Packet::ProtocolUpdate(p) => self.on_protocol_update(&p),

@@ -122,7 +122,7 @@ impl Engine {
     /// Sends the identifiers as they are.
     pub(crate) fn send_uuids_now(&mut self, v: VolumeNr) {
         if let Some(packet) = self.uuids_packet(v, UuidFlags::NONE) {
-            self.send_data_now(v, packet);
+            self.send_data_first(v, packet);
         }
     }
 

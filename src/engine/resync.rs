@@ -145,7 +145,7 @@ impl Engine {
     /// The sync identifier is durable.
     pub(crate) fn on_sync_uuid_durable(&mut self, v: VolumeNr, uuid: GenId) {
         if matches!(self.state(v).conn, ConnState::SyncSource | ConnState::PausedSyncS) {
-            self.send_data_now(v, Packet::SyncUuid(uuid));
+            self.send_data_first(v, Packet::SyncUuid(uuid));
         }
         self.release_data();
     }

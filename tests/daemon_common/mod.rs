@@ -283,6 +283,11 @@ impl Node {
         }
     }
 
+    /// Process id of the running daemon.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").pid()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.daemon = None;

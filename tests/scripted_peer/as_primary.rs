@@ -74,7 +74,7 @@ pub fn read_back(peer: &mut Peer, sector: u64, bytes: u32) -> Bytes {
 }
 
 /// A daemon and a Primary peer that is in sync with it.
-pub fn pair(persona: Persona, net: &str) -> (Site, Node, Peer) {
+pub fn pair(persona: &Persona, net: &str) -> (Site, Node, Peer) {
     let protocol = persona.protocol;
     let integrity = match persona.integrity {
         "" => String::new(),
@@ -84,7 +84,7 @@ pub fn pair(persona: Persona, net: &str) -> (Site, Node, Peer) {
     let site = Site::new(setup);
     let mut node = site.node(0, up_to_date);
     node.start_up();
-    let peer = Peer::connect_in_sync(&site, Persona { role: Role::Primary, ..persona });
+    let peer = Peer::connect_in_sync(&site, Persona { role: Role::Primary, ..persona.clone() });
     (site, node, peer)
 }
 
@@ -97,7 +97,7 @@ pub fn assert_same_as_daemon(peer: &Peer, node: &Node) {
     }
 }
 
-fn writes(persona: Persona) {
+fn writes(persona: &Persona) {
     let (_site, mut node, mut peer) = pair(persona, "");
     let max = peer.agreed.version.request_bytes_max();
     let mut at = 8;
@@ -165,14 +165,14 @@ fn ranges_without_data(peer: &mut Peer) {
 
 #[test]
 fn writes_of_a_primary_peer_in_every_version() {
-    for_each(&combinations(), |(version, features)| writes(Persona::speaking(version, features)));
+    for_each(&combinations(), |(version, features)| writes(&Persona::speaking(version, features)));
 }
 
 #[test]
 fn acknowledgements_follow_the_protocol() {
     let cases: Vec<_> =
         [ReplProtocol::A, ReplProtocol::B].iter().flat_map(|p| [86, 96, 100, 101].map(|v| (*p, v))).collect();
-    for_each(&cases, |(protocol, version)| writes(Persona { protocol, ..Persona::speaking(version, 3) }));
+    for_each(&cases, |(protocol, version)| writes(&Persona { protocol, ..Persona::speaking(version, 3) }));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn the_order_of_connecting_does_not_matter() {
     let cases = [Dial::Connects, Dial::Listens, Dial::DataIn, Dial::DataOut];
     for_each(&cases, |dial| {
         let persona = Persona { dial, secret: Some("my-secret"), ..Persona::new() };
-        let (_site, node, mut peer) = pair(persona, "cram-hmac-alg sha1; shared-secret my-secret;");
+        let (_site, node, mut peer) = pair(&persona, "cram-hmac-alg sha1; shared-secret my-secret;");
         send_write(&mut peer, 0, 9, &pattern(4, 4096));
         expect_ack(&mut peer, 0, 9, 4096);
         assert_same_as_daemon(&peer, &node);
@@ -192,7 +192,7 @@ fn the_order_of_connecting_does_not_matter() {
 fn integrity_digests_are_checked_and_sent() {
     for_each(&[(87, "crc32c"), (96, "md5"), (101, "sha1"), (101, "crc32c")], |(version, integrity)| {
         let persona = Persona { integrity, ..Persona::speaking(version, 3) };
-        let (site, mut node, mut peer) = pair(persona.clone(), "");
+        let (site, mut node, mut peer) = pair(&persona, "");
         let data = pattern(9, 8192);
         send_write(&mut peer, 16, 1, &data);
         expect_ack(&mut peer, 16, 1, 8192);

@@ -33,12 +33,12 @@ pub enum Reaction {
 }
 
 /// The daemon reacted so, and works with a good peer.
-pub fn recovers(site: &Site, node: &mut Node, reaction: Reaction, persona: Persona) {
+pub fn recovers(site: &Site, node: &mut Node, reaction: Reaction, persona: &Persona) {
     if reaction == Reaction::StandAlone {
         node.wait_standalone();
         node.connect();
     }
-    let mut peer = Peer::connect_in_sync(site, Persona { role: Role::Primary, ..persona });
+    let mut peer = Peer::connect_in_sync(site, Persona { role: Role::Primary, ..persona.clone() });
     let disk = std::fs::read(node.disk(0)).expect("a disk file");
     let len = peer.model.disk.len();
     peer.model.disk.copy_from_slice(&disk[..len]);
@@ -115,7 +115,7 @@ fn a_peer_that_cannot_authenticate() {
         act(&mut pair);
         expect_end(&mut pair);
         drop(pair);
-        recovers(&site, &mut node, reaction, Persona { secret: Some(SECRET), ..Persona::new() });
+        recovers(&site, &mut node, reaction, &Persona { secret: Some(SECRET), ..Persona::new() });
     });
 }
 
@@ -170,7 +170,7 @@ fn a_peer_that_does_not_agree_on_anything() {
         act(&mut pair);
         expect_end(&mut pair);
         drop(pair);
-        recovers(&site, &mut node, reaction, Persona::new());
+        recovers(&site, &mut node, reaction, &Persona::new());
     });
 }
 
@@ -188,7 +188,7 @@ fn first_packets_of_strangers_cost_only_their_own_connection() {
     // Some who say nothing at all, and one who ends in the middle; they do not keep others out.
     let silent: Vec<_> = (0..3).map(|_| connect(own, daemon)).collect();
     connect(own, daemon).write_all(&first_packet(Socket::Meta)[..3]).expect("the daemon reads");
-    recovers(&site, &mut node, Reaction::Retry, Persona::new());
+    recovers(&site, &mut node, Reaction::Retry, &Persona::new());
     drop(silent);
 }
 
@@ -216,7 +216,7 @@ fn a_peer_with_other_settings_or_other_data() {
         peer.send_parameters();
         peer.expect_close();
         drop(peer);
-        recovers(&site, &mut node, reaction, Persona::new());
+        recovers(&site, &mut node, reaction, &Persona::new());
     });
 }
 
@@ -260,7 +260,7 @@ fn parameters_that_are_no_parameters() {
         }
         peer.expect_close();
         drop(peer);
-        recovers(&site, &mut node, reaction, Persona::new());
+        recovers(&site, &mut node, reaction, &Persona::new());
     });
 }
 
@@ -275,5 +275,5 @@ fn a_reconnect_storm_leaves_a_working_daemon() {
             let _ = pair.meta.shutdown(std::net::Shutdown::Both);
         }
     }
-    recovers(&site, &mut node, Reaction::Retry, Persona { secret: Some(SECRET), ..Persona::new() });
+    recovers(&site, &mut node, Reaction::Retry, &Persona { secret: Some(SECRET), ..Persona::new() });
 }

@@ -30,7 +30,7 @@ fn p_data(peer: &mut Peer, sector: u64, id: u64) -> Vec<u8> {
 
 fn data(peer: &mut Peer, sector: u64, payload: &[u8]) {
     let body = [&p_data(peer, sector, 0x1234)[..], payload].concat();
-    send(peer, Socket::Data, 0x00, &body);
+    send(peer, Data, 0x00, &body);
 }
 
 /// `block_req` or `block_ack`: the same layout.
@@ -136,7 +136,8 @@ const REQUESTS: &[Case] = &[
     ("plain bitmap of a wrong length", Some(Retry), |p| send(p, Data, 0x04, &[0; 13])),
     ("bitmap in state Connected", Some(Retry), |p| send(p, Data, 0x04, &[0xff; 512])),
     ("coded bitmap in state Connected", Some(Retry), |p| send(p, Data, 0x24, &[0x92, 0x4c])),
-    ("resync data that nobody asked for", Some(Retry), |p| {
+    // As the kernel takes it: an aborted resync leaves answers under way. It is not written, which is looked at below.
+    ("resync data that nobody asked for", None, |p| {
         let body = [&p_data(p, 0, u64::MAX)[..], &[3; 4096]].concat();
         send(p, Data, 0x02, &body);
     }),
@@ -151,7 +152,7 @@ fn trim(peer: &mut Peer, command: u16, sector: u64, size: u32, flags: u32) {
     let mut body = p_data(peer, sector, 3);
     body[20..24].copy_from_slice(&flags.to_be_bytes());
     body.extend(size.to_be_bytes());
-    send(peer, Socket::Data, command, &body);
+    send(peer, Data, command, &body);
 }
 
 const ANSWERS: &[Case] = &[
@@ -171,7 +172,7 @@ const ANSWERS: &[Case] = &[
     }),
     ("verdict without a verify", Some(Retry), |p| send(p, Meta, 0x20, &block(0, 4712, 4096, 1))),
     ("in sync, without a checksum request", Some(Retry), |p| send(p, Meta, 0x22, &block(0, u64::MAX, 4096, 1))),
-    ("answer to a question that was never asked", None, |p| p.send(Packet::StateChgReply(1))),
+    ("answer to a question that was never asked", Some(Retry), |p| p.send(Packet::StateChgReply(1))),
     ("barrier of an empty epoch", None, |p| p.send(Packet::Barrier { barrier: 99 })),
     ("state change that is none of a peer's", None, |p| {
         // Bits outside the mask: "not supported", and nothing happens.
@@ -192,13 +193,13 @@ fn run(cases: &[Case]) {
             Some(reaction) => {
                 peer.expect_close();
                 drop(peer);
-                recovers(&site, &mut node, reaction, Persona::new());
+                recovers(&site, &mut node, reaction, &Persona::new());
             }
             None => {
                 peer.ping();
                 assert_eq!(node.volume().state, ConnState::Connected);
                 drop(peer);
-                recovers(&site, &mut node, Reaction::Retry, Persona::new());
+                recovers(&site, &mut node, Retry, &Persona::new());
             }
         }
         let disk = std::fs::read(node.disk(0)).expect("a disk file");
@@ -226,15 +227,10 @@ fn bad_answers() {
 fn wrong_answers_to_writes_in_flight() {
     use crate::as_secondary::{open, promote};
     type Answer = fn(&mut Peer, BlockAck);
-    let cases: [(&str, Answer); 5] = [
+    let cases: [(&str, Answer); 3] = [
         ("another sector", |p, ack| p.send(Packet::WriteAck(BlockAck { sector: Sector(ack.sector.0 + 8), ..ack }))),
         ("another size", |p, ack| p.send(Packet::WriteAck(BlockAck { blksize: 512, ..ack }))),
         ("another number", |p, ack| p.send(Packet::WriteAck(BlockAck { block_id: BlockId(!ack.block_id.0), ..ack }))),
-        ("twice", |p, ack| {
-            p.send(Packet::WriteAck(ack));
-            p.send(Packet::WriteAck(BlockAck { seq: SeqNr(2), ..ack }));
-        }),
-        ("a receipt instead", |p, ack| p.send(Packet::RecvAck(ack))),
     ];
     for_each(&cases, |(_, answer)| {
         let site = Site::new(Setup::default());
@@ -261,10 +257,39 @@ fn wrong_answers_to_writes_in_flight() {
     });
 }
 
+/// A receipt does not complete a write of protocol C, and a second acknowledgement changes nothing.
+#[test]
+fn acknowledgements_that_say_too_little_or_too_much() {
+    use crate::as_secondary::{open, promote};
+    let site = Site::new(Setup::default());
+    let mut node = site.node(0, up_to_date);
+    node.start_up();
+    let mut peer = Peer::connect_in_sync(&site, Persona::new());
+    promote(&node, &mut peer);
+    let mut nbd = open(&node);
+    peer.model.silent = true;
+    let cookie = nbd.send_write(8192, &pattern(1, 4096));
+    let (sector, block_id) = peer.expect("P_DATA", |p| match p {
+        Packet::Data(p) => Some((p.sector, p.block_id)),
+        _ => None,
+    });
+    let ack = BlockAck { sector, block_id, blksize: 4096, seq: SeqNr(1) };
+    peer.send(Packet::RecvAck(ack));
+    peer.ping();
+    assert!(!nbd.has_answer());
+    peer.send(Packet::WriteAck(BlockAck { seq: SeqNr(2), ..ack }));
+    peer.send(Packet::WriteAck(BlockAck { seq: SeqNr(3), ..ack }));
+    nbd.finish(cookie);
+    peer.ping();
+    assert_eq!(node.volume().state, ConnState::Connected);
+    node.assert_sound();
+}
+
 #[test]
 fn wrong_barrier_answers() {
     use crate::as_secondary::{open, promote};
-    let cases: [(&str, fn(u32) -> Packet); 2] = [
+    type Answer = fn(u32) -> Packet;
+    let cases: [(&str, Answer); 2] = [
         ("another number", |barrier| Packet::BarrierAck { barrier: barrier ^ 1, set_size: 1 }),
         ("another count", |barrier| Packet::BarrierAck { barrier, set_size: 2 }),
     ];
@@ -302,7 +327,7 @@ fn bad_bitmaps_and_resync_data() {
     };
     let cases: [(&str, bool, Act); 7] = [
         ("a run behind the last bit", false, |p| {
-            p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])))
+            p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])));
         }),
         ("an unknown code", false, |p| p.send(Packet::CompressedBitmap(Bytes::from_static(&[0x03, 0x4c])))),
         ("a plain chunk of a wrong size", false, |p| p.send(Packet::Bitmap(Bytes::from_static(&[0; 504])))),

@@ -32,7 +32,7 @@ fn for_each<T: Copy + Send + Sync + std::fmt::Debug>(items: &[T], scenario: impl
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
         let mut failures = workers.into_iter().filter_map(|worker| worker.join().err());
         if let Some(panic) = failures.next() {
             std::panic::resume_unwind(panic);

@@ -41,6 +41,8 @@ pub(super) struct Node {
     pub data: VecDeque<(VolumeNr, Packet)>,
     pub meta: VecDeque<(VolumeNr, Packet)>,
     pub sent: [u64; 2],
+    /// Work in slices is to go on.
+    pub goes_on: bool,
     pub wants_link: bool,
     pub link: Option<LinkNr>,
     pub closing: bool,
@@ -63,6 +65,7 @@ impl Node {
             data: VecDeque::new(),
             meta: VecDeque::new(),
             sent: [0; 2],
+            goes_on: false,
             wants_link: false,
             link: None,
             closing: false,
@@ -166,7 +169,7 @@ impl Pair {
             }
             Action::Notice(Notice::Log { text, .. }) => node.log.push(text),
             Action::Notice(_) | Action::EndSessions { .. } => {}
-            Action::Continue => self.event(n, Event::Continue),
+            Action::Continue => node.goes_on = true,
         }
     }
 
@@ -326,6 +329,9 @@ impl Pair {
             if !self.nodes[n].meta.is_empty() {
                 choices.push((n, 2, 0));
             }
+            if self.nodes[n].goes_on {
+                choices.push((n, 3, 0));
+            }
         }
         if choices.is_empty() {
             return false;
@@ -334,7 +340,11 @@ impl Pair {
         match choices[pick] {
             (n, 0, i) => self.do_disk(n, i),
             (n, 1, _) => self.deliver(n, Socket::Data),
-            (n, _, _) => self.deliver(n, Socket::Meta),
+            (n, 2, _) => self.deliver(n, Socket::Meta),
+            (n, ..) => {
+                self.nodes[n].goes_on = false;
+                self.event(n, Event::Continue);
+            }
         }
         true
     }
