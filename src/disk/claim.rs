@@ -142,7 +142,13 @@ pub(super) fn claim(
             let (start, len) = scope.lock_range();
             match lock_range(fd, lock, start, len) {
                 Ok(true) => {}
-                Ok(false) => return Err(in_use(lockers_of_file(dev, ino))),
+                Ok(false) => {
+                    let (kind, who) = match lockers_of_file(dev, ino) {
+                        Some(who) => (DiskErrorKind::InUse, who),
+                        None => (DiskErrorKind::InUseUnseen, "locked by a process that cannot be seen".to_owned()),
+                    };
+                    return Err(DiskError::refused(DiskAction::Claim, path, kind, who));
+                }
                 Err(error) => return Err(DiskError::new(DiskAction::Claim, path, error)),
             }
         }
@@ -165,8 +171,8 @@ pub(super) fn release_file(fd: BorrowedFd<'_>, key: DeviceKey, scope: ClaimScope
     }
 }
 
-/// Text about the processes that hold locks on a file, from /proc/PID/fdinfo.
-fn lockers_of_file(dev: u64, ino: u64) -> String {
+/// Text about the processes that hold locks on a file, from /proc/PID/fdinfo; `None` if there is none to be seen.
+fn lockers_of_file(dev: u64, ino: u64) -> Option<String> {
     let suffix = format!("{:02x}:{:02x}:{ino}", rustix::fs::major(dev), rustix::fs::minor(dev));
     let holds = |process: &Path| {
         let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return false };
@@ -176,7 +182,7 @@ fn lockers_of_file(dev: u64, ino: u64) -> String {
                 .any(|line| line.split_whitespace().any(|word| word == suffix))
         })
     };
-    describe("locked by", &processes(holds)).unwrap_or_else(|| "locked by another process".to_owned())
+    describe("locked by", &processes(holds))
 }
 
 /// Text about the users of a busy block device: file systems, swap, stacked devices, processes.

@@ -55,6 +55,9 @@ pub enum DiskErrorKind {
     PermissionDenied,
     /// Something else holds the device, the file or the byte range; the text says who where that can be known.
     InUse,
+    /// The file is locked, and no process that can be seen holds it: most likely one that was killed and whose I/O the
+    /// kernel is still calling back, so that it is free in a moment; else one of another container.
+    InUseUnseen,
     /// Neither a block device nor a regular file.
     NotADevice,
     /// A change was asked of a device that is open, or is, read-only.
@@ -129,7 +132,7 @@ impl DiskError {
         let errno = match kind {
             DiskErrorKind::NotFound => libc::ENOENT,
             DiskErrorKind::PermissionDenied => libc::EACCES,
-            DiskErrorKind::InUse => libc::EBUSY,
+            DiskErrorKind::InUse | DiskErrorKind::InUseUnseen => libc::EBUSY,
             DiskErrorKind::NotADevice => libc::ENOTBLK,
             DiskErrorKind::ReadOnly => libc::EROFS,
             DiskErrorKind::Misaligned | DiskErrorKind::OutOfRange => libc::EINVAL,

@@ -17,10 +17,10 @@ use crate::meta::layout::INDEX_SLOT_SECTORS;
 use crate::meta::{MetaError, MetaKind, Place};
 use crate::units::{Sectors, VolumeNr};
 
-/// How long a claim of somebody else is waited for; in-flight I/O of a killed daemon on a busy disk.
-const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two tries.
-const CLAIM_STEP: Duration = Duration::from_millis(50);
+/// How long a lock without a holder is waited for, and the pause between two looks. Measured: I/O of a killed process is
+/// gone within milliseconds; a slow disk may take longer.
+const UNSEEN_MAX: Duration = Duration::from_secs(5);
+const UNSEEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the metadata are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +108,14 @@ pub fn open(spec: &AttachSpec) -> Result<Opened, ErrorReply> {
 fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Result<BackingDevice, ErrorReply> {
     let what = if which == Which::Data { "data" } else { "metadata" };
     let mut options = OpenOptions { claim, owner: format!("{owner} ({what})"), ..OpenOptions::default() };
-    let device = open_claimed(path, &options).map_err(|error| open_error(&error, which))?;
+    let device = open_when_free(path, &options).map_err(|error| open_error(&error, which))?;
     if device.geometry().logical_block_bytes <= BLOCK_BYTES_MIN {
         return Ok(device);
     }
     // Clients and peers address sectors of 512 bytes. The page cache does the rest, where the device itself does not insist.
     drop(device);
     options.direct = false;
-    let device = open_claimed(path, &options).map_err(|error| open_error(&error, which))?;
+    let device = BackingDevice::open(path, &options).map_err(|error| open_error(&error, which))?;
     let block = device.geometry().logical_block_bytes;
     if block > BLOCK_BYTES_MIN {
         let text = format!("{} has logical blocks of {block} bytes, only 512 are supported", path.display());
@@ -125,14 +125,13 @@ fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Res
     Ok(device)
 }
 
-/// Opens, and waits a little for a claim that is on its way out: after a daemon was killed the kernel holds its files until
-/// the last operation of its ring has ended, which is later than the process.
-fn open_claimed(path: &Path, options: &OpenOptions) -> Result<BackingDevice, DiskError> {
-    let deadline = Instant::now() + CLAIM_PATIENCE;
+/// Opens a device; where a daemon was killed a moment ago, waits until the kernel has given up what it was doing.
+fn open_when_free(path: &Path, options: &OpenOptions) -> Result<BackingDevice, DiskError> {
+    let deadline = Instant::now() + UNSEEN_MAX;
     loop {
         match BackingDevice::open(path, options) {
-            Err(error) if error.kind() == DiskErrorKind::InUse && Instant::now() < deadline => {
-                std::thread::sleep(CLAIM_STEP);
+            Err(error) if error.kind() == DiskErrorKind::InUseUnseen && Instant::now() < deadline => {
+                std::thread::sleep(UNSEEN_PAUSE);
             }
             result => return result,
         }
@@ -141,7 +140,7 @@ fn open_claimed(path: &Path, options: &OpenOptions) -> Result<BackingDevice, Dis
 
 fn open_error(error: &DiskError, which: Which) -> ErrorReply {
     let (data, meta) = match error.kind() {
-        DiskErrorKind::InUse => (114, 115),
+        DiskErrorKind::InUse | DiskErrorKind::InUseUnseen => (114, 115),
         DiskErrorKind::NotADevice => (107, 108),
         _ => (104, 105),
     };
