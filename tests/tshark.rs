@@ -87,7 +87,7 @@ impl Capture {
         let (net, filter) = (netns.option(), format!("tcp port {PORT}"));
         let path = file.display().to_string();
         // Plain pcap; a buffer that holds everything, so that a busy host loses nothing.
-        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-B", "128", "-P", "-w", &path, "-q"];
+        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-B", "48", "-P", "-w", &path, "-q"];
         let capture = Self { dumpcap: leash(&argv, dir), file, netns: net };
         capture.mark(1);
         capture
@@ -104,7 +104,11 @@ impl Capture {
             if tail.windows(4).any(|window| window == [127, 0, 0, host]) {
                 return;
             }
-            assert!(begin.elapsed() < SOON, "dumpcap captures nothing");
+            if begin.elapsed() > SOON {
+                let log = self.file.with_file_name("helpers.log");
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                panic!("{host} is not among the {} bytes captured; {said}", bytes.len());
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
