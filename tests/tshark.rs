@@ -9,6 +9,7 @@ mod daemon_common;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use daemon_common::nbd::{Command, FUA, NO_HOLE, NbdClient};
@@ -37,15 +38,14 @@ impl Netns {
             println!("skipped: no permission to make a network namespace");
             return None;
         }
+        // Its word and nothing else: before it, its process is still in the namespace of everybody.
+        let (said, up) = channel();
+        let script = "ip link set lo up && echo up && exec sleep infinity";
         let holder =
-            leash(&["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"], dir);
-        let holder = Self { holder };
-        let begin = Instant::now();
-        let up = || run("nsenter", &[&holder.option(), "ip", "-o", "link", "show", "up", "lo"]);
-        while !String::from_utf8_lossy(&up().stdout).contains("LOOPBACK,UP") {
-            assert!(begin.elapsed() < SOON, "no loopback interface in the namespace");
-        }
-        Some(holder)
+            leash(&["unshare", "--net", "sh", "-c", script], dir, move |line| drop(said.send(line.to_owned())));
+        let said = up.recv_timeout(SOON);
+        assert_eq!(said.as_deref(), Ok("up"), "no loopback interface in the namespace");
+        Some(Self { holder })
     }
 
     fn path(&self) -> PathBuf {
@@ -57,7 +57,7 @@ impl Netns {
     }
 }
 
-fn leash(argv: &[&str], dir: &Path) -> Leash {
+fn leash(argv: &[&str], dir: &Path, on_line: impl FnMut(&str) + Send + 'static) -> Leash {
     let out = File::options().append(true).create(true).open(dir.join("helpers.log")).expect("a log");
     Leash::start(
         Spec {
@@ -69,7 +69,7 @@ fn leash(argv: &[&str], dir: &Path) -> Leash {
             redirections: String::new(),
             dir: dir.to_owned(),
         },
-        |_| {},
+        on_line,
     )
     .expect("a program starts")
 }
@@ -87,8 +87,8 @@ impl Capture {
         let (net, filter) = (netns.option(), format!("tcp port {PORT}"));
         let path = file.display().to_string();
         // Plain pcap; a buffer that holds everything, so that a busy host loses nothing.
-        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-B", "128", "-P", "-w", &path, "-q"];
-        let capture = Self { dumpcap: leash(&argv, dir), file, netns: net };
+        let argv = ["nsenter", &net, "dumpcap", "-i", "lo", "-f", &filter, "-B", "48", "-P", "-w", &path, "-q"];
+        let capture = Self { dumpcap: leash(&argv, dir, |_| {}), file, netns: net };
         capture.mark(1);
         capture
     }
@@ -104,7 +104,11 @@ impl Capture {
             if tail.windows(4).any(|window| window == [127, 0, 0, host]) {
                 return;
             }
-            assert!(begin.elapsed() < SOON, "dumpcap captures nothing");
+            if begin.elapsed() > SOON {
+                let log = self.file.with_file_name("helpers.log");
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                panic!("{host} is not among the {} bytes captured; {said}", bytes.len());
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
