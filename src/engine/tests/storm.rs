@@ -162,6 +162,9 @@ fn storm(seed: u64, power: bool) {
                         p.command(m.primary, v, Command::Primary { force: false });
                         p.settle_for(0);
                     }
+                    // What the survivor took over unflushed is promised from now on: as a mount does, flush it.
+                    p.client(m.primary, V, ClientRequest::Flush);
+                    p.settle_for(0);
                     m.open.clear();
                     m.flushes.clear();
                     m.acked.clear();
