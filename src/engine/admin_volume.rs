@@ -48,12 +48,23 @@ impl Engine {
             self.resync_kick.insert(v);
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
-        if let Some(disk) = vol.disk.as_mut() {
-            disk.al.set_updates(opts.al_updates);
-        }
         // The activity log keeps its size until the next attach.
+        let al_updates = opts.al_updates;
         vol.opts = opts;
+        let resumed = al_updates
+            && vol.disk.as_mut().is_some_and(|disk| {
+                disk.al.set_updates(true);
+                disk.al.ring_is_stale()
+            });
         self.update_md_flags(v);
+        if !al_updates {
+            // Transactions are written until the superblock says that there are none.
+            self.md_superblock(v, Some(MdDone::AlUpdates));
+        } else if resumed {
+            // Extents were forgotten without their pages; the flag goes when pages and ring are written.
+            self.md_bitmap(v, false, None);
+            self.pump_al(v);
+        }
         if self.conn.link.is_some() {
             self.send_sync_param(v);
         }
@@ -81,13 +92,7 @@ impl Engine {
             if let Err(code) = self.change(v, &StateChange::NONE.pdsk(DiskState::Inconsistent), ChangeMode::Soft) {
                 return self.command_done(id, Err(CommandError::State(code)));
             }
-            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-                let waiting = disk.al.suspend();
-                for key in waiting {
-                    self.al_bypassed(key);
-                }
-                self.log(Level::Info, Some(v), "Suspended AL updates");
-            }
+            // The activity log goes on: until all bits are on disk it is what a crash leaves behind.
             return self.set_all_and_write(id, v);
         }
         self.start_command(
@@ -156,15 +161,18 @@ impl Engine {
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
         if skip_sync {
             self.log(Level::Info, Some(v), "Preparing to skip initial sync");
-            // The peer makes itself equal on this word alone: it may only hear it when it is durable here.
+            // The peer makes itself equal on this word alone: it goes out when it is durable here.
             let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return Err(err(138)) };
             let ids = disk.ids().clear_bitmap();
+            self.hold_data();
             self.send_uuids_skip_sync(v);
             if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
                 disk.set_ids(ids);
             }
             self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
+            let link = self.conn.link;
+            self.md_bitmap(v, true, Some(MdDone::TargetFinished(link)));
         }
         Ok(())
     }

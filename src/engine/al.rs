@@ -100,6 +100,8 @@ pub struct ActivityLog {
     in_flight: Option<InFlight>,
     starving: bool,
     disabled: bool,
+    /// Updates were switched on again and the ring is not rewritten yet.
+    ring_stale: bool,
     suspended: bool,
     tr_number: u32,
     context_start: u16,
@@ -128,6 +130,7 @@ impl ActivityLog {
             in_flight: None,
             starving: false,
             disabled: false,
+            ring_stale: false,
             suspended: false,
             tr_number,
             context_start: 0,
@@ -260,6 +263,7 @@ impl ActivityLog {
             _ => 0,
         };
         self.context_due = self.context_due.saturating_sub(1);
+        self.ring_stale &= self.context_due > 0;
         flight.requests.iter().map(|waiting| waiting.key).collect()
     }
 
@@ -327,8 +331,15 @@ impl ActivityLog {
     pub fn set_updates(&mut self, on: bool) {
         if on && self.disabled {
             self.rewrite_ring(self.layout.blocks());
+            self.ring_stale = true;
         }
         self.disabled = !on;
+    }
+
+    /// Whether the set on disk is not the one in use: updates are off, or were until just now.
+    #[must_use]
+    pub const fn ring_is_stale(&self) -> bool {
+        self.disabled || self.ring_stale
     }
 
     /// Suspends the log (all bits set, no peer). Returns the waiting requests; they may go as `NotLogged`.

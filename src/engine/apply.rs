@@ -91,6 +91,18 @@ impl Engine {
         for effect in side_effects(&old, &new, &ctx) {
             self.side_effect(v, effect);
         }
+        let exchanging = |c: ConnState| matches!(c, ConnState::WfBitMapS | ConnState::WfBitMapT);
+        if exchanging(old.conn)
+            && !exchanging(new.conn)
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            // The next exchange starts from the first bit.
+            vol.bitmap_rx = None;
+            vol.send_bitmap = false;
+            if new.conn <= ConnState::Connected {
+                vol.early_sync_uuid = None;
+            }
+        }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
@@ -163,6 +175,7 @@ impl Engine {
         let flags = md_flags(&vol.state, vol.crashed_primary);
         let al_updates = vol.opts.al_updates;
         let Some(disk) = vol.disk.as_mut() else { return };
+        let al_disabled = !al_updates || disk.al.ring_is_stale();
         let updated = disk
             .sb
             .flags
@@ -172,7 +185,7 @@ impl Engine {
             .set_to(MdFlags::WAS_UP_TO_DATE, flags.was_up_to_date)
             .set_to(MdFlags::PEER_OUT_DATED, flags.peer_outdated)
             .set_to(MdFlags::CRASHED_PRIMARY, flags.crashed_primary)
-            .set_to(MdFlags::AL_DISABLED, !al_updates)
+            .set_to(MdFlags::AL_DISABLED, al_disabled)
             .without(MdFlags::AL_CLEAN);
         if updated != disk.sb.flags {
             disk.sb.flags = updated;
@@ -273,10 +286,14 @@ impl Engine {
                 }
             }
             MdDone::Command(id) => self.command_md_done(id, ok),
-            MdDone::SyncUuid(uuid) => self.on_sync_uuid_durable(v, uuid),
+            // Whoever waited on a link that is gone holds nothing on the next one.
+            MdDone::SyncUuid(_, link) | MdDone::TargetFinished(link) | MdDone::SendUuids(link)
+                if link.is_none() || link != self.conn.link => {}
+            MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
-            MdDone::TargetFinished => self.on_target_finished(v, ok),
-            MdDone::SendUuids => {
+            MdDone::TargetFinished(_) => self.release_data(),
+            MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
+            MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);
                 self.release_data();
             }

@@ -131,7 +131,7 @@ impl Engine {
             let first = u64::from(extent.0) * 1024;
             bitmap.set_range(first..first + 1024);
         }
-        al.set_updates(opts.al_updates);
+        let al_updates = opts.al_updates;
         if resized {
             al.rewrite_ring(al_layout.blocks());
         }
@@ -198,6 +198,9 @@ impl Engine {
                 disk.sb.flags = disk.sb.flags.without(MdFlags::FULL_SYNC);
                 disk.sb_dirty = true;
             }
+        }
+        if !al_updates {
+            self.md_superblock(v, Some(MdDone::AlUpdates));
         }
         self.md_superblock(v, Some(MdDone::Command(id)));
         Ok(())

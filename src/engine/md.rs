@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::engine::Engine;
 use crate::engine::action::DiskOp;
 use crate::engine::al::{FlushMark, Transaction};
-use crate::engine::event::{CommandId, DiskFailure};
+use crate::engine::event::{CommandId, DiskFailure, LinkNr};
 use crate::engine::ops::Op;
 use crate::meta::{self, MdFlags};
 use crate::units::{AlExtent, AlSlot, GenId, VolumeNr};
@@ -33,13 +33,15 @@ pub(crate) enum MdDone {
     /// A command waits for this.
     Command(CommandId),
     /// The source's sync identifier is durable: announce it.
-    SyncUuid(GenId),
+    SyncUuid(GenId, Option<LinkNr>),
     /// The target's identifiers and "inconsistent" are durable: resync writes may begin.
     TargetStarted,
     /// The target's "up to date" is durable: tell the source.
-    TargetFinished,
+    TargetFinished(Option<LinkNr>),
     /// A new generation is durable: send it to the peer (and the state after it, if asked).
-    SendUuids,
+    SendUuids(Option<LinkNr>),
+    /// The superblock says how the activity log is kept.
+    AlUpdates,
     /// All bits are set and written: go on with the full sync.
     FullSync,
     /// Everything of a detaching disk is written.

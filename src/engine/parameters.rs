@@ -144,7 +144,7 @@ impl Engine {
             self.send_uuids_now(v);
         } else {
             self.hold_data();
-            self.md_superblock(v, Some(MdDone::SendUuids));
+            self.md_superblock(v, Some(MdDone::SendUuids(self.conn.link)));
         }
     }
 

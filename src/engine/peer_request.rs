@@ -211,7 +211,7 @@ impl Engine {
         if vol.state.role == Role::Primary {
             return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
         }
-        if vol.state.conn < ConnState::Connected {
+        if vol.state.conn < ConnState::Connected && !vol.peer.decided {
             let conn = vol.state.conn;
             return self.peer_error("P_DATA", format!("not expected in state {conn}"));
         }

@@ -10,6 +10,7 @@ use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{PeerView, Received, ReceivedContext, StateChange, VolumeState, read_peer_state};
+use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
 use crate::wire::feature::FeatureFlags;
@@ -92,6 +93,9 @@ impl Engine {
 
     /// Sizes and limits (behaviour.md 11.2, 11.3).
     pub(crate) fn on_sizes(&mut self, v: VolumeNr, p: &Sizes) {
+        if let Some(size) = [p.d_size, p.u_size, p.c_size].into_iter().find(|s| s.0 > DEVICE_SECTORS_MAX) {
+            return self.peer_error("P_SIZES", format!("{size} sectors are more than a device can have"));
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.peer.disk_size = p.d_size;
         vol.peer.max_bio_bytes = p.max_bio_size;
@@ -290,6 +294,7 @@ impl Engine {
         }
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.discard_my_data = false;
+            vol.peer.decided = true;
         }
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);

@@ -139,7 +139,8 @@ impl Engine {
         disk.set_ids(ids);
         self.log(Level::Info, Some(v), format!("updated sync UUID {ids}"));
         self.hold_data();
-        self.md_superblock(v, Some(MdDone::SyncUuid(uuid)));
+        let link = self.conn.link;
+        self.md_superblock(v, Some(MdDone::SyncUuid(uuid, link)));
     }
 
     /// The sync identifier is durable.
@@ -308,6 +309,10 @@ impl Engine {
 
     /// The resync of a volume is over or aborted: forgets requests and their ranges. Bits stay.
     pub(crate) fn forget_resync(&mut self, v: VolumeNr) {
+        // Nor must a ping of its end be taken for one of the next resync's.
+        self.conn
+            .ping_waiters
+            .retain(|(_, then)| !matches!(then, AfterPing::TargetFinish(w) | AfterPing::SourceFinish(w) if *w == v));
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.early_sync_uuid = None;
         let Some(resync) = vol.resync.take() else { return };

@@ -260,12 +260,8 @@ impl Engine {
         }
         // The source is told only when the superblock says so too.
         self.hold_data();
+        let link = self.conn.link;
         self.force(v, &change);
-        self.md_superblock(v, Some(MdDone::TargetFinished));
-    }
-
-    /// "Up to date" is durable.
-    pub(crate) fn on_target_finished(&mut self, _v: VolumeNr, _ok: bool) {
-        self.release_data();
+        self.md_superblock(v, Some(MdDone::TargetFinished(link)));
     }
 }

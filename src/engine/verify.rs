@@ -8,6 +8,7 @@ use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
 use crate::engine::progress::Progress;
 use crate::engine::state::StateChange;
+use crate::limits::RESYNC_UNACKED_MAX;
 use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::ack::{BlockAck, OV_IN_SYNC, OV_OUT_OF_SYNC};
 use crate::wire::digest::Digest;
@@ -55,6 +56,9 @@ impl Engine {
         if first {
             verify.started = true;
             verify.left = verify.size.0.saturating_sub(range.start.0);
+        }
+        if verify.open.len() >= RESYNC_UNACKED_MAX {
+            return false;
         }
         verify.open.insert(range.start.0, range.count.0);
         if first {

@@ -95,7 +95,7 @@ pub(crate) struct PeerSide {
     pub disk_size: Sectors,
     /// `max_bio_size` from `P_SIZES`, bytes.
     pub max_bio_bytes: u32,
-    /// The handshake decided on this connection.
+    /// The handshake of this connection is done: what the peer writes is meant for these data.
     pub decided: bool,
 }
 

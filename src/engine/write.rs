@@ -14,6 +14,7 @@ use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
+use crate::meta::MdFlags;
 use crate::units::{BlockId, SectorRange, VolumeNr};
 use crate::wire::data::{Data, DpFlags, Trim};
 use crate::wire::digest::Digest;
@@ -95,8 +96,25 @@ impl Engine {
             }
             return;
         };
+        let ring_done = disk.sb.flags.contains(MdFlags::AL_DISABLED) && !disk.al.ring_is_stale();
         self.al_granted(ready);
+        if ring_done {
+            self.update_md_flags(v);
+            self.md_superblock(v, None);
+        }
         self.pump_al(v);
+    }
+
+    /// The superblock says that the activity log is not kept: now it need not be.
+    pub(crate) fn on_al_updates_durable(&mut self, v: VolumeNr, ok: bool) {
+        if let Some(vol) = self.volumes.get_mut(&v)
+            && let Some(disk) = vol.disk.as_mut()
+            && ok
+            && !vol.opts.al_updates
+        {
+            disk.al.set_updates(false);
+            self.pump_al(v);
+        }
     }
 
     pub(crate) fn al_granted(&mut self, ready: Vec<RequestKey>) {
@@ -329,6 +347,8 @@ impl Engine {
                     self.resync_kick.insert(v);
                 }
             }
+            // A write that never reached this disk ends the waiting of the peer's reads, too.
+            self.wake_peer_requests(v);
             self.retry_blocked(v);
         }
         self.retire(key);
@@ -366,6 +386,7 @@ impl Engine {
                 self.pump_al(v);
             }
         }
+        self.wake_peer_requests(v);
         self.retry_blocked(v);
     }
 }

@@ -1,7 +1,7 @@
 //! What ends the network half of a write: acknowledgements, barriers, the socket, or the loss of the link.
 
 use crate::engine::Engine;
-use crate::engine::event::Socket;
+use crate::engine::event::{DiskFailure, Socket};
 use crate::engine::request::{AckDue, AckKind, Kind, Side};
 use crate::units::{SectorRange, VolumeNr};
 use crate::wire::ack::BlockAck;
@@ -159,6 +159,16 @@ impl Engine {
                 request.tried_local = true;
             }
             if kind == Kind::Read { self.start_read(key) } else { self.progress(key) }
+        }
+        let flushes: Vec<u64> = self
+            .flushes
+            .iter()
+            .filter(|(_, f)| f.volume == v && f.local == Side::Pending)
+            .map(|(key, _)| key)
+            .collect();
+        for key in flushes {
+            let failure = DiskFailure { text: String::from("detached by force"), unsupported: false };
+            self.on_request_flushed(key, v, Err(failure));
         }
     }
 }

@@ -124,3 +124,154 @@ fn roles_change_without_a_disk() {
     assert_eq!(p.nodes[A].completed.get(&id), Some(&Ok(SmallVec::new())));
     assert_eq!(p.read(A, 0, 8)[0], 7);
 }
+
+#[test]
+fn what_waited_on_a_lost_link_let_the_next_links_packets_go() {
+    let mut p = Pair::ready(7, &net(ReplProtocol::C));
+    // The peer's disk goes: a new generation, which is announced when it is durable.
+    p.command(B, V, Command::Detach { force: true });
+    while p.nodes[A].engine.conn.hold == 0 {
+        if !one_disk_op(&mut p, B, |_| true) {
+            p.deliver(B, Socket::Data);
+        }
+    }
+    p.cut();
+    p.join();
+    assert_eq!(p.nodes[A].engine.conn.hold, 0);
+    // The next link comes up and holds packets for a reason of its own, while the old write is still under way.
+    while p.nodes[A].link.is_none() {
+        let disk = std::mem::take(&mut p.nodes[A].disk_queue);
+        assert!(p.step());
+        p.nodes[A].disk_queue.extend(disk);
+    }
+    p.nodes[A].engine.hold_data();
+    while one_disk_op(&mut p, A, |_| true) {}
+    assert_eq!(p.nodes[A].engine.conn.hold, 1);
+    p.nodes[A].engine.release_data();
+}
+
+#[test]
+fn a_read_of_the_peer_waited_for_a_write_that_never_reached_the_disk() {
+    let mut p = Pair::ready(8, &net(ReplProtocol::C));
+    let id = p.write(A, 0, 8, 1);
+    assert!(!p.done(A, id), "it waits for the activity log");
+    let request = crate::wire::resync::BlockReq {
+        sector: crate::units::Sector(0),
+        block_id: crate::units::BlockId::SYNCER,
+        blksize: 4096,
+    };
+    let link = p.nodes[A].link.unwrap();
+    let packet = crate::wire::packet::Packet::RsDataRequest(request);
+    p.event(A, crate::engine::event::Event::Packet { link, socket: Socket::Data, volume: V, packet });
+    p.nodes[A].fail_meta = true;
+    p.settle();
+    assert!(p.done(A, id), "the peer has it");
+    let later = p.write(A, 0, 8, 2);
+    p.settle();
+    assert!(p.done(A, later), "{}", p.nodes[A].text());
+}
+
+/// The bits of a node's volume as its disk alone would say them after a crash.
+fn bits_after_a_crash(p: &mut Pair, n: usize) -> u64 {
+    p.crash(n);
+    p.command(n, V, Command::NewVolume(crate::engine::options::DiskOptions::default()));
+    p.attach(n, V);
+    p.settle_for(0);
+    p.nodes[n].out_of_sync()
+}
+
+#[test]
+fn switching_the_activity_log_on_again_forgot_what_was_hot_meanwhile() {
+    use crate::engine::options::DiskOptions;
+    for seed in 0..10 {
+        for on in [false, true] {
+            let mut p = Pair::ready(900 + seed, &net(ReplProtocol::C));
+            if on {
+                p.ok(A, Command::DiskOptions(DiskOptions { al_updates: false, ..DiskOptions::default() }));
+                p.write(A, 16384, 8, 1);
+                p.settle();
+            }
+            p.command(A, V, Command::DiskOptions(DiskOptions { al_updates: on, ..DiskOptions::default() }));
+            p.write(A, 16384, 8, 2);
+            let written = |p: &Pair| !p.nodes[A].disk_queue.iter().any(|(.., io)| matches!(io, DiskOp::Write { .. }));
+            // Data may be on the disk as soon as they are handed to it.
+            for _ in 0..200 {
+                if !written(&p) {
+                    break;
+                }
+                p.step();
+            }
+            assert!(!written(&p));
+            while one_disk_op(&mut p, A, |io| matches!(io, DiskOp::Write { .. })) {}
+            assert!(bits_after_a_crash(&mut p, A) > 0, "seed {seed} on {on}");
+        }
+    }
+}
+
+#[test]
+fn invalidate_remote_alone_suspended_the_activity_log_before_the_bits_were_on_disk() {
+    let mut p = Pair::ready(10, &net(ReplProtocol::C));
+    p.ok(A, Command::Disconnect { force: false });
+    p.ok(B, Command::Disconnect { force: false });
+    p.command(A, V, Command::InvalidateRemote);
+    p.write(A, 16384, 8, 1);
+    while one_disk_op(&mut p, A, |io| matches!(io, DiskOp::Write { .. })) {}
+    let written = p.data(A, V)[16384 * 512] == 1;
+    assert!(!written || bits_after_a_crash(&mut p, A) > 0);
+}
+
+#[test]
+fn a_bitmap_that_broke_off_was_continued_by_the_next_one() {
+    let mut p = Pair::ready(11, &net(ReplProtocol::C));
+    p.cut();
+    p.write(A, 0, 8, 1);
+    p.settle();
+    p.join();
+    while p.nodes[B].state(V).conn != crate::wire::state::ConnState::WfBitMapT {
+        assert!(p.step());
+    }
+    let vol = p.nodes[B].engine.volumes.get_mut(&V).unwrap();
+    vol.bitmap_rx = Some(crate::wire::bitmap::BitmapReceiver::new(4086, crate::wire::feature::Version::MAX));
+    p.command(B, V, Command::Detach { force: true });
+    assert!(p.nodes[B].engine.volumes[&V].bitmap_rx.is_none());
+}
+
+/// A fresh link whose handshake has not happened: node and the link's number.
+fn before_the_handshake() -> (Pair, crate::engine::event::LinkNr) {
+    let mut p = Pair::ready(12, &net(ReplProtocol::C));
+    p.cut();
+    p.join();
+    while p.nodes[B].link.is_none() {
+        assert!(p.step());
+    }
+    let link = p.nodes[B].link.unwrap();
+    (p, link)
+}
+
+#[test]
+fn data_before_the_handshake_reached_the_disk() {
+    let (mut p, link) = before_the_handshake();
+    let packet = crate::wire::packet::Packet::Data(crate::wire::data::Data {
+        sector: crate::units::Sector(0),
+        block_id: crate::units::BlockId(1),
+        seq: crate::units::SeqNr(1),
+        flags: crate::wire::data::DpFlags::NONE,
+        digest: crate::wire::digest::Digest::EMPTY,
+        payload: Bytes::from(vec![9; 4096]),
+    });
+    p.nodes[B].disk_queue.clear();
+    p.event(B, crate::engine::event::Event::Packet { link, socket: Socket::Data, volume: V, packet });
+    assert!(!p.nodes[B].disk_queue.iter().any(|(.., io)| matches!(io, DiskOp::Write { .. })));
+    assert_eq!(p.nodes[B].link, None);
+}
+
+#[test]
+fn a_state_without_identifiers_connected_without_a_handshake() {
+    let (mut p, link) = before_the_handshake();
+    while let Some((volume, packet)) = p.nodes[A].data.pop_front() {
+        if !matches!(packet, crate::wire::packet::Packet::Uuids(_)) {
+            p.event(B, crate::engine::event::Event::Packet { link, socket: Socket::Data, volume, packet });
+        }
+    }
+    assert!(p.nodes[B].state(V).conn < crate::wire::state::ConnState::Connected);
+}

@@ -10,10 +10,12 @@ use super::net;
 use super::pair::{A, B, MIB, Pair, V};
 use crate::engine::event::{ClientRequest, Command, RequestId};
 use crate::engine::options::NetOptions;
+use crate::units::VolumeNr;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::DiskState;
 
 const BLOCKS: u64 = 2500;
+const W: VolumeNr = VolumeNr(1);
 
 /// Per block: fills in order of issue, and how many of them (counted from the first) a later fault may not undo.
 #[derive(Default)]
@@ -98,9 +100,20 @@ fn storm(seed: u64, power: bool) {
     for n in [A, B] {
         p.nodes[n].separate = seed / 2 % 2 == 1;
     }
-    p.up(&[12 * MIB], &n);
+    let second = seed / 5 % 2 == 1;
+    if second {
+        p.up(&[12 * MIB, 6 * MIB], &n);
+        p.command(A, W, Command::NewCurrentUuid { clear_bitmap: true });
+        p.settle();
+    } else {
+        p.up(&[12 * MIB], &n);
+    }
     p.ok(A, Command::NewCurrentUuid { clear_bitmap: true });
     p.ok(A, Command::Primary { force: false });
+    if second {
+        p.command(A, W, Command::Primary { force: false });
+        p.settle();
+    }
     let mut m = Model::default();
     let mut cut_power = false;
     for _ in 0..60 {
@@ -109,6 +122,9 @@ fn storm(seed: u64, power: bool) {
                 for _ in 0..p.rng.next_u64() % 6 {
                     let (start, count) = (p.rng.next_u64() % BLOCKS, 1 + p.rng.next_u64() % 20);
                     m.write(&mut p, start, count);
+                    if second {
+                        p.write_to(m.primary, W, start % 1000 * 8, count * 8, m.next);
+                    }
                 }
             }
             10 => m.flush(&mut p),
@@ -122,7 +138,8 @@ fn storm(seed: u64, power: bool) {
                 p.command(A, V, Command::ResumeSync);
             }
             15 => {
-                p.command(1 - m.primary, V, Command::Invalidate);
+                let v = if p.rng.next_u64().is_multiple_of(2) { V } else { W };
+                p.command(1 - m.primary, v, Command::Invalidate);
             }
             16 | 17 => {
                 let victim = usize::from(p.rng.next_u64().is_multiple_of(2));
@@ -141,7 +158,12 @@ fn storm(seed: u64, power: bool) {
                 if fail_over {
                     m.primary = 1 - victim;
                     p.settle_for(0);
-                    p.command(m.primary, V, Command::Primary { force: false });
+                    for v in volumes(second) {
+                        p.command(m.primary, v, Command::Primary { force: false });
+                        p.settle_for(0);
+                    }
+                    // What the survivor took over unflushed is promised from now on: as a mount does, flush it.
+                    p.client(m.primary, V, ClientRequest::Flush);
                     p.settle_for(0);
                     m.open.clear();
                     m.flushes.clear();
@@ -157,7 +179,9 @@ fn storm(seed: u64, power: bool) {
                     m.acked.clear();
                     p.join();
                     p.settle_for(3_000_000_000);
-                    p.command(m.primary, V, Command::Primary { force: false });
+                    for v in volumes(second) {
+                        p.command(m.primary, v, Command::Primary { force: false });
+                    }
                 }
             }
             18 => {
@@ -190,10 +214,17 @@ fn storm(seed: u64, power: bool) {
         "seed {seed} power {power}\n{}",
         story(&p)
     );
-    let (a, b) = (p.data(A, V), p.data(B, V));
-    let differs = a.chunks(4096).zip(b.chunks(4096)).position(|(x, y)| x != y);
-    assert_eq!(differs, None, "seed {seed} power {power}: blocks differ\n{}", story(&p));
+    for v in volumes(second) {
+        let (a, b) = (p.data(A, v), p.data(B, v));
+        let differs = a.chunks(4096).zip(b.chunks(4096)).position(|(x, y)| x != y);
+        assert_eq!(differs, None, "seed {seed} power {power}: blocks of volume {v} differ\n{}", story(&p));
+        assert_eq!((p.nodes[A].state(v).disk, p.nodes[A].state(v).pdsk), (DiskState::UpToDate, DiskState::UpToDate));
+    }
     m.check(&mut p, seed);
+}
+
+fn volumes(second: bool) -> impl Iterator<Item = VolumeNr> {
+    [V, W].into_iter().take(1 + usize::from(second))
 }
 
 fn attach_if_detached(p: &mut Pair) {
