@@ -1,4 +1,5 @@
-//! What NBD clients find: every volume of every resource; only Primaries can be opened.
+//! What NBD clients find: the volumes that can be opened, that is those that are Primary and have a size. The others are
+//! refused by name with a reason; in a list they would make `nbdinfo --list` fail as a whole.
 
 use std::sync::Arc;
 
@@ -20,7 +21,9 @@ impl Exports for Table {
         let mut all = Vec::new();
         for (resource, shard) in self.0.shards() {
             for (nr, view) in shard.view().volumes() {
-                all.push(info(&resource, nr, &view));
+                if view.state.role == Role::Primary && view.size.0 > 0 {
+                    all.push(info(&resource, nr, &view));
+                }
             }
         }
         all

@@ -320,7 +320,6 @@ impl Core {
             Notice::Size { volume, size } => {
                 self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
-                tracing::info!(resource, %volume, "size = {} KiB", size.0 / 2);
             }
             Notice::Log { level, volume, text } => {
                 let volume = volume.map(|v| v.0);
