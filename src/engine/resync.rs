@@ -270,7 +270,7 @@ impl Engine {
             self.log(Level::Warn, Some(v), format!("{failed} failed blocks"));
         }
         self.force(v, &change);
-        self.md_superblock(v, None);
+        self.md_bitmap(v, true, None);
     }
 
     /// Bits were cleared: progress, lazy write-out, and the end of a source that only waited for them.

@@ -262,6 +262,7 @@ impl Engine {
         self.hold_data();
         let link = self.conn.link;
         self.force(v, &change);
-        self.md_superblock(v, Some(MdDone::TargetFinished(link)));
+        // The cleared bits first: a crash must not leave a good disk with bits that no handshake would look at.
+        self.md_bitmap(v, true, Some(MdDone::TargetFinished(link)));
     }
 }
