@@ -7,75 +7,8 @@
 
 use super::handler::Handler;
 use crate::units::GenId;
+pub use crate::wire::params::AfterSb;
 use crate::wire::state::Role;
-
-/// An after-sb policy, for any number of Primaries. The numbers travel in `P_PROTOCOL`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum AfterSb {
-    /// No automatic decision.
-    #[default]
-    Disconnect = 0,
-    /// The node that became Primary later loses.
-    DiscardYoungerPrimary = 1,
-    /// The node that became Primary earlier loses.
-    DiscardOlderPrimary = 2,
-    /// The node without changes loses.
-    DiscardZeroChanges = 3,
-    /// The node with fewer changes loses.
-    DiscardLeastChanges = 4,
-    /// This node loses.
-    DiscardLocal = 5,
-    /// The peer loses.
-    DiscardRemote = 6,
-    /// The decision for no Primary, if it hits the Secondary.
-    Consensus = 7,
-    /// The Secondary loses.
-    DiscardSecondary = 8,
-    /// The decision for no Primary; a Primary that loses gives up its role first.
-    CallPriLostAfterSb = 9,
-    /// The decision for no Primary, also against a Primary.
-    ViolentlyAs0p = 10,
-}
-
-impl AfterSb {
-    /// All policies in numeric order.
-    pub const ALL: [Self; 11] = [
-        Self::Disconnect,
-        Self::DiscardYoungerPrimary,
-        Self::DiscardOlderPrimary,
-        Self::DiscardZeroChanges,
-        Self::DiscardLeastChanges,
-        Self::DiscardLocal,
-        Self::DiscardRemote,
-        Self::Consensus,
-        Self::DiscardSecondary,
-        Self::CallPriLostAfterSb,
-        Self::ViolentlyAs0p,
-    ];
-
-    /// The number on the wire.
-    #[must_use]
-    pub const fn code(self) -> u32 {
-        self as u32
-    }
-
-    /// The policy with this number, if there is one.
-    #[must_use]
-    pub fn from_code(code: u32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(code).ok()?).copied()
-    }
-
-    /// The setting that the peer must have: local and remote exchanged, all others equal.
-    #[must_use]
-    pub const fn mirrored(self) -> Self {
-        match self {
-            Self::DiscardLocal => Self::DiscardRemote,
-            Self::DiscardRemote => Self::DiscardLocal,
-            other => other,
-        }
-    }
-}
 
 /// The three policies, by number of Primaries at the handshake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -97,6 +97,12 @@ policies! {
     ViolentlyAs0p = 10, "violently-as0p";
 }
 
+impl Default for AfterSb {
+    fn default() -> Self {
+        Self::Disconnect
+    }
+}
+
 impl AfterSb {
     /// The policy as the other node must have it: `discard-local` pairs with `discard-remote`.
     #[must_use]

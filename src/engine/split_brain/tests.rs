@@ -188,7 +188,7 @@ fn policies_in_the_wrong_place_are_configuration_errors() {
 
 #[test]
 fn numbers_travel() {
-    for policy in AfterSb::ALL {
+    for &policy in AfterSb::ALL {
         assert_eq!(AfterSb::from_code(policy.code()), Some(policy));
         assert_eq!(policy.mirrored().mirrored(), policy);
     }
