@@ -41,11 +41,11 @@ impl ReplProtocol {
 }
 
 macro_rules! policies {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $text:literal;)+) => {
+    ($($(#[$attr:meta])* $variant:ident = $code:literal, $text:literal;)+) => {
         /// After-split-brain policy (wire.md 0.1).
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
-        pub enum AfterSb { $($(#[$doc])* $variant = $code,)+ }
+        pub enum AfterSb { $($(#[$attr])* $variant = $code,)+ }
 
         impl AfterSb {
             /// All policies in numeric order.
@@ -74,6 +74,7 @@ macro_rules! policies {
 
 policies! {
     /// Disconnect.
+    #[default]
     Disconnect = 0, "disconnect";
     /// The younger Primary loses.
     DiscardYoungerPrimary = 1, "discard-younger-primary";
@@ -95,12 +96,6 @@ policies! {
     CallPriLostAfterSb = 9, "call-pri-lost-after-sb";
     /// As without Primaries, whatever the roles.
     ViolentlyAs0p = 10, "violently-as0p";
-}
-
-impl Default for AfterSb {
-    fn default() -> Self {
-        Self::Disconnect
-    }
 }
 
 impl AfterSb {
