@@ -2,8 +2,8 @@
 //!
 //! Owns: the process-wide registry of claimed devices. Gives out: [`ClaimGuard`], held by an open device. Invariants: two
 //! claims of this process never overlap (data, internal and flexible metadata claim the whole device, indexed metadata
-//! its slot); a claimed block device is held with O_EXCL exactly once, however many slots are claimed on it; a claimed
-//! file range is locked (open file description lock). The registry is only touched at attach and detach.
+//! its slot); a claimed block device is held with O_EXCL exactly once, however many slots are claimed on it; every claimed
+//! range is locked (open file description lock). The registry is only touched at attach and detach.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -136,23 +136,9 @@ pub(super) fn claim(
                 Err(error) => return Err(DiskError::new(DiskAction::Claim, path, error.into())),
             }
         }
-        DeviceKey::Block { .. } => {}
-        DeviceKey::File { dev, ino } => {
-            let lock = if read_only { RangeLock::Shared } else { RangeLock::Exclusive };
-            let (start, len) = scope.lock_range();
-            match lock_range(fd, lock, start, len) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let (kind, who) = match lockers_of_file(dev, ino) {
-                        Some(who) => (DiskErrorKind::InUse, who),
-                        None => (DiskErrorKind::InUseUnseen, "locked by a process that cannot be seen".to_owned()),
-                    };
-                    return Err(DiskError::refused(DiskAction::Claim, path, kind, who));
-                }
-                Err(error) => return Err(DiskError::new(DiskAction::Claim, path, error)),
-            }
-        }
+        DeviceKey::Block { .. } | DeviceKey::File { .. } => {}
     }
+    lock(fd, path, scope, read_only)?;
     let id = registry.next_id;
     registry.next_id += 1;
     let claimed = registry.devices.entry(key).or_insert_with(|| Claimed { users: Vec::new(), exclusive });
@@ -161,18 +147,37 @@ pub(super) fn claim(
     Ok(Some(ClaimGuard { key, id }))
 }
 
-/// Gives the kernel's lock on a file back at once, even if a child process that is just being started still has a copy
-/// of the descriptor.
-pub(super) fn release_file(fd: BorrowedFd<'_>, key: DeviceKey, scope: ClaimScope) {
-    if matches!(key, DeviceKey::File { .. }) && scope != ClaimScope::Nothing {
+/// Locks the descriptor that the I/O goes through. On a block device too: unlike O_EXCL, which ends with the process,
+/// this lock lasts until the last write of a killed daemon has left the kernel, so that its successor cannot be overtaken.
+fn lock(fd: BorrowedFd<'_>, path: &Path, scope: ClaimScope, read_only: bool) -> Result<(), DiskError> {
+    let lock = if read_only { RangeLock::Shared } else { RangeLock::Exclusive };
+    let (start, len) = scope.lock_range();
+    match lock_range(fd, lock, start, len) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let seen = rustix::fs::fstat(fd).ok().and_then(|stat| lockers(stat.st_dev, stat.st_ino));
+            let (kind, who) = match seen {
+                Some(who) => (DiskErrorKind::InUse, who),
+                None => (DiskErrorKind::InUseUnseen, "locked by a process that cannot be seen".to_owned()),
+            };
+            Err(DiskError::refused(DiskAction::Claim, path, kind, who))
+        }
+        Err(error) => Err(DiskError::new(DiskAction::Claim, path, error)),
+    }
+}
+
+/// Gives the kernel's lock back at once, even if a child process that is just being started still has a copy of the
+/// descriptor.
+pub(super) fn release(fd: BorrowedFd<'_>, scope: ClaimScope) {
+    if scope != ClaimScope::Nothing {
         let (start, len) = scope.lock_range();
         // Closing the descriptor releases it all the same.
         let _ = lock_range(fd, RangeLock::Release, start, len);
     }
 }
 
-/// Text about the processes that hold locks on a file, from /proc/PID/fdinfo; `None` if there is none to be seen.
-fn lockers_of_file(dev: u64, ino: u64) -> Option<String> {
+/// Text about the processes that hold locks on an inode, from /proc/PID/fdinfo; `None` if there is none to be seen.
+fn lockers(dev: u64, ino: u64) -> Option<String> {
     let suffix = format!("{:02x}:{:02x}:{ino}", rustix::fs::major(dev), rustix::fs::minor(dev));
     let holds = |process: &Path| {
         let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return false };

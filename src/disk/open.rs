@@ -44,7 +44,6 @@ pub struct BackingDevice(Arc<Device>);
 struct Device {
     fd: OwnedFd,
     claim: Option<ClaimGuard>,
-    key: DeviceKey,
     scope: ClaimScope,
     path: PathBuf,
     geometry: Geometry,
@@ -63,7 +62,7 @@ pub(super) struct Abilities {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        claim::release_file(self.fd.as_fd(), self.key, self.scope);
+        claim::release(self.fd.as_fd(), self.scope);
     }
 }
 
@@ -104,7 +103,6 @@ impl BackingDevice {
         Ok(Self(Arc::new(Device {
             fd,
             claim,
-            key,
             scope: options.claim,
             path: path.to_owned(),
             geometry,

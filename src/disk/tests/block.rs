@@ -1,11 +1,13 @@
 //! Block devices: a loop device where we may make one.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 
 use super::claims::Holder;
 use super::*;
+use crate::disk::sys::{RangeLock, lock_range};
 use crate::disk::{ClaimScope, DiskErrorKind};
 
 /// A loop device on a temporary file. It vanishes when this value is dropped, or this process dies.
@@ -112,4 +114,19 @@ fn a_block_device_is_claimed_exclusively_and_slots_are_shared() {
     let error = BackingDevice::open(&device.path, &OpenOptions::default()).unwrap_err();
     assert_eq!(error.kind(), DiskErrorKind::InUse);
     assert!(error.to_string().contains(&format!("(process {})", holder.id())), "{error}");
+}
+
+#[test]
+fn the_descriptor_of_the_io_is_locked_itself() {
+    let device = loop_or_skip!(8 << 20, 512);
+    // As a killed daemon leaves it while its last writes are in flight: no O_EXCL, the lock still held.
+    let left = File::options().read(true).write(true).open(&device.path).unwrap();
+    assert!(lock_range(left.as_fd(), RangeLock::Exclusive, 0, 0).unwrap());
+    let error = BackingDevice::open(&device.path, &OpenOptions::default()).unwrap_err();
+    assert!(matches!(error.kind(), DiskErrorKind::InUse | DiskErrorKind::InUseUnseen), "{error}");
+    assert!(lock_range(left.as_fd(), RangeLock::Release, 0, 0).unwrap());
+    let dev = BackingDevice::open(&device.path, &OpenOptions::default()).unwrap();
+    assert!(!lock_range(left.as_fd(), RangeLock::Exclusive, 0, 0).unwrap());
+    drop(dev);
+    assert!(lock_range(left.as_fd(), RangeLock::Exclusive, 0, 0).unwrap());
 }
