@@ -4,11 +4,15 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::claims::Holder;
 use super::*;
 use crate::disk::sys::{RangeLock, lock_range};
 use crate::disk::{ClaimScope, DiskErrorKind};
+
+/// One at a time: another test's losetup may look at a device exclusively, or keep its descriptors until it has started.
+static LOSETUP: Mutex<()> = Mutex::new(());
 
 /// A loop device on a temporary file. It vanishes when this value is dropped, or this process dies.
 struct LoopDevice {
@@ -16,6 +20,8 @@ struct LoopDevice {
     // The kernel detaches the device when the last user closes it, and this is the last.
     _user: File,
     _file: NamedTempFile,
+    // Goes last.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl LoopDevice {
@@ -29,6 +35,7 @@ impl LoopDevice {
             Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
             Err(error) => Err(format!("losetup: {error}")),
         };
+        let alone = LOSETUP.lock().unwrap_or_else(PoisonError::into_inner);
         let sector = sector.to_string();
         let path = losetup(&["--show", "--find", "--sector-size", &sector, file.path().to_str().unwrap()])?;
         let user = File::open(&path).map_err(|error| error.to_string());
@@ -36,7 +43,7 @@ impl LoopDevice {
         let detached = losetup(&["--detach", &path]);
         let user = user?;
         detached?;
-        Ok(Self { path: path.into(), _user: user, _file: file })
+        Ok(Self { path: path.into(), _user: user, _file: file, _alone: alone })
     }
 }
 
