@@ -31,6 +31,15 @@ fn dirty(size_bits: u64) -> Vec<u64> {
     singles.chain(runs).chain([size_bits - 1]).collect()
 }
 
+/// The peer as target of a resync: takes the daemon's bitmap and answers with its own, coded.
+fn exchange_bitmaps(peer: &mut Peer) {
+    peer.send_state(ConnState::WfBitMapT, DiskState::Outdated);
+    peer.serve_until("the bitmap", |peer| peer.model.bitmaps == 1);
+    for packet in peer.model.bitmap_packets(peer, true) {
+        peer.send(packet);
+    }
+}
+
 fn dirty_peer(peer: &mut Peer) {
     let size = peer.persona.size;
     for bit in dirty(size.bm_bits()) {
@@ -187,11 +196,7 @@ fn a_source_of_96_and_later_waits_for_the_targets_word() {
         let site = site(true);
         let mut node = dirty_daemon(&site);
         let (mut peer, _, _) = Peer::connect(&site, Persona::speaking(version, 0));
-        peer.send_state(ConnState::WfBitMapT, DiskState::Outdated);
-        peer.serve_until("the bitmap", |peer| peer.model.bitmaps == 1);
-        for packet in peer.model.bitmap_packets(&peer, true) {
-            peer.send(packet);
-        }
+        exchange_bitmaps(&mut peer);
         peer.expect("P_SYNC_UUID", |p| if let Packet::SyncUuid(_) = p { Some(()) } else { None });
         request_everything(&mut peer);
         // Behind all acknowledgements: they were counted, and still the source does not say that it is over.
@@ -210,11 +215,7 @@ fn a_resync_that_is_cut_off_goes_on_where_it_was() {
         let site = site(true);
         let mut node = dirty_daemon(&site);
         let (mut peer, _, _) = Peer::connect(&site, Persona::speaking(version, 0));
-        peer.send_state(ConnState::WfBitMapT, DiskState::Outdated);
-        peer.serve_until("the bitmap", |peer| peer.model.bitmaps == 1);
-        for packet in peer.model.bitmap_packets(&peer, true) {
-            peer.send(packet);
-        }
+        exchange_bitmaps(&mut peer);
         let sync = peer.expect("P_SYNC_UUID", |p| if let Packet::SyncUuid(id) = p { Some(*id) } else { None });
         // Half of it, then the cable.
         let all = std::mem::take(&mut peer.model.bits);
@@ -288,11 +289,7 @@ fn resync_requests_of_any_size_are_served() {
     let site = site(true);
     let mut node = dirty_daemon(&site);
     let (mut peer, _, _) = Peer::connect(&site, Persona::new());
-    peer.send_state(ConnState::WfBitMapT, DiskState::Outdated);
-    peer.serve_until("the bitmap", |peer| peer.model.bitmaps == 1);
-    for packet in peer.model.bitmap_packets(&peer, true) {
-        peer.send(packet);
-    }
+    exchange_bitmaps(&mut peer);
     peer.expect("P_SYNC_UUID", |p| if let Packet::SyncUuid(_) = p { Some(()) } else { None });
     let mut nbd = open(&node);
     for (sector, blksize) in [(8_000, 512), (8_003, 13 * 512), (8_192, 1 << 20), (0, 65536)] {
