@@ -9,6 +9,7 @@
 //! * [`control`]: the admin protocol's types (pure) and its server.
 //! * [`disk`], [`link`], [`frontend`]: the drivers; they do not know each other.
 //! * [`node`]: wires one resource's engine to its drivers.
+//! * `sim` (feature `sim`): plays disks, network, clients, operators and crashes around two engines, from one seed.
 
 pub mod config;
 pub mod control;
@@ -22,5 +23,7 @@ pub mod link;
 pub mod meta;
 #[cfg(feature = "drivers")]
 pub mod node;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod units;
 pub mod wire;

@@ -14,6 +14,7 @@ pub mod action;
 pub mod al;
 pub mod dirty;
 pub mod event;
+pub mod fault;
 pub mod fence;
 pub mod gi;
 pub mod handler;
@@ -96,6 +97,8 @@ pub struct Engine {
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
     resync_kick: BTreeSet<VolumeNr>,
+    #[cfg(any(test, feature = "sim"))]
+    fault: Option<fault::Fault>,
 }
 
 impl Engine {
@@ -123,6 +126,8 @@ impl Engine {
             md_done_early: Vec::new(),
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
+            #[cfg(any(test, feature = "sim"))]
+            fault: None,
             rng,
         }
     }

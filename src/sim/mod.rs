@@ -1,0 +1,1 @@
+//! The simulator: the real engines of two nodes in a simulated world, played from one seed.
