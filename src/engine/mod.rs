@@ -38,6 +38,8 @@ mod connection;
 mod disk_state;
 mod epoch;
 mod flush;
+#[cfg(any(test, feature = "sim"))]
+mod inspect;
 mod liveness;
 mod md;
 mod ops;

@@ -1,1 +1,28 @@
 //! The simulator: the real engines of two nodes in a simulated world, played from one seed.
+//!
+//! Nothing that decides is a mock: engines, metadata reader, packet encoder and decoder are those of the daemon. What surrounds
+//! them is played in virtual time: disks that lose what was not flushed, a network of bytes, clients, an operator, crashes.
+//! Pure: no clock, thread, file or randomness from outside; the same plan gives the same run.
+//!
+//! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
+//! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
+//! promised), `check`; [`run`](mod@run).
+
+pub mod coverage;
+pub mod device;
+pub mod draw;
+pub mod model;
+pub mod net;
+pub mod node;
+pub mod plan;
+pub mod rng;
+pub mod run;
+pub mod stamp;
+pub mod trace;
+pub mod world;
+
+mod act;
+mod check;
+mod clients;
+mod links;
+mod operator;

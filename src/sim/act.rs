@@ -1,0 +1,278 @@
+//! What the engine orders, carried out: disk operations, completions, timers, announcements.
+
+use super::coverage::Group;
+use super::device::Io;
+use super::node::nr;
+use super::plan::DiskFault;
+use super::world::{Asked, Checker, Due, World};
+use crate::engine::action::{Action, ClientResult, DiskOp, LinkAction, Notice};
+use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
+use crate::engine::state::VolumeState;
+use crate::units::{SectorRange, VolumeNr};
+use crate::wire::state::{ConnState, DiskState};
+
+impl World {
+    pub(super) fn act(&mut self, node: usize, action: Action) {
+        match action {
+            Action::Disk { op, volume, io } => self.submit(node, usize::from(volume.0), op, io),
+            Action::CloseDisk { volume } => {
+                let vol = &mut self.nodes[node].volumes[usize::from(volume.0)];
+                vol.open = false;
+                let busy = !vol.ops.is_empty();
+                if busy {
+                    self.fail(Checker::Sanity, format!("volume {volume} was closed with operations in flight"));
+                }
+                self.event(node, Event::DiskClosed { volume });
+            }
+            Action::Send { socket, volume, packet } => self.send(node, socket, volume, packet),
+            Action::Link(LinkAction::Start) => {
+                self.nodes[node].wants_link = true;
+                self.try_connect();
+            }
+            Action::Link(LinkAction::Stop) => self.nodes[node].wants_link = false,
+            Action::Link(LinkAction::Close { nr }) => self.close_link(node, nr),
+            Action::Complete { id, result } => self.complete(node, id, result),
+            Action::CommandDone { id, result } => self.command_done(node, id, result),
+            Action::EndSessions { volume, .. } => {
+                if std::mem::take(&mut self.nodes[node].volumes[usize::from(volume.0)].opened) {
+                    self.event(node, Event::Closed { volume });
+                }
+            }
+            Action::SetTimer { timer, at } => {
+                self.nodes[node].timers.insert(timer, at);
+                let (due, life) = (self.global(node, at), self.nodes[node].life);
+                self.at(due, Due::Timer { node, life, timer });
+            }
+            Action::CancelTimer(timer) => {
+                self.nodes[node].timers.remove(&timer);
+            }
+            Action::Notice(notice) => self.notice(node, notice),
+            Action::Continue => {
+                let (wait, life) = (self.dice.driver.below(20_000), self.nodes[node].life);
+                self.after(wait, Due::Continue { node, life });
+            }
+        }
+    }
+
+    // --- disks ---
+
+    fn submit(&mut self, node: usize, volume: usize, op: OpId, io: DiskOp) {
+        let words = |io: &DiskOp| match io {
+            DiskOp::Read(r) => format!("read {}+{}", r.start, r.count),
+            DiskOp::Write { range, fua, .. } => format!("write {}+{} fua {fua}", range.start, range.count),
+            DiskOp::Flush => String::from("flush"),
+            DiskOp::Discard(r) => format!("discard {}+{}", r.start, r.count),
+            DiskOp::WriteZeroes { range, .. } => format!("zeroes {}+{}", range.start, range.count),
+            DiskOp::MetaWrite { offset, data, fua } => format!("meta write {offset}+{} fua {fua}", data.len()),
+            DiskOp::MetaFlush => String::from("meta flush"),
+        };
+        self.trace.note(self.now, node, 4, op.0, || format!("vol {volume} op {:x}: {}", op.0, words(&io)));
+        let loose = !self.nodes[node].params.discard.1;
+        let vol = &mut self.nodes[node].volumes[volume];
+        if !vol.open {
+            let text = String::from("no disk");
+            return self.event(node, Event::Disk { op, result: Err(DiskFailure { text, unsupported: false }) });
+        }
+        let bytes = |r: SectorRange| (r.start.bytes(), r.bytes());
+        let (on_meta, io) = match io {
+            DiskOp::Read(range) => (false, Io::Read { start: bytes(range).0, len: bytes(range).1 }),
+            DiskOp::Write { range, data, fua } => (false, Io::Write { start: bytes(range).0, data, fua }),
+            DiskOp::Flush => (false, Io::Flush),
+            DiskOp::Discard(range) => (false, Io::Zero { start: bytes(range).0, len: bytes(range).1, loose }),
+            DiskOp::WriteZeroes { range, .. } => {
+                (false, Io::Zero { start: bytes(range).0, len: bytes(range).1, loose: false })
+            }
+            DiskOp::MetaWrite { offset, data, fua } => {
+                (true, Io::Write { start: offset, data: smallvec::SmallVec::from_elem(data, 1), fua })
+            }
+            DiskOp::MetaFlush => (true, Io::Flush),
+        };
+        let device = if on_meta { vol.meta_device() } else { &mut vol.data };
+        let ticket = device.submit(io);
+        vol.ops.insert(op, (ticket, on_meta));
+        let typical = self.nodes[node].params.disk_ns;
+        let stall = self.nodes[node].stalled_until.saturating_sub(self.now);
+        let wait = stall + self.dice.disk.around(typical);
+        let life = self.nodes[node].life;
+        self.after(wait, Due::Disk { node, life, volume, op });
+    }
+
+    pub(super) fn disk_ends(&mut self, node: usize, volume: usize, op: OpId) {
+        let stalled = self.nodes[node].stalled_until;
+        if stalled > self.now {
+            let life = self.nodes[node].life;
+            return self.at(stalled, Due::Disk { node, life, volume, op });
+        }
+        let vol = &mut self.nodes[node].volumes[volume];
+        let Some((ticket, on_meta)) = vol.ops.remove(&op) else { return };
+        let failing = vol.failing_op(ticket, on_meta);
+        let shared = vol.meta.is_none();
+        let device = if on_meta { vol.meta_device() } else { &mut vol.data };
+        let ended = if failing { device.fail(ticket) } else { device.complete(ticket) };
+        self.trace.note(self.now, node, 5, op.0, || {
+            format!("vol {volume} op {:x} {}", op.0, if failing { "FAILS" } else { "ends" })
+        });
+        if let Some((start, len)) = ended.touched
+            && (!on_meta || shared)
+        {
+            self.touched(volume, start, len);
+        }
+        let result = if failing {
+            Err(DiskFailure { text: String::from("injected"), unsupported: false })
+        } else {
+            Ok(ended.data)
+        };
+        self.event(node, Event::Disk { op, result });
+    }
+
+    pub(super) fn disk_fault(&mut self, node: usize, volume: usize, kind: DiskFault, count: u32) {
+        let Some(vol) = self.nodes[node].volumes.get_mut(volume) else { return };
+        let slot = match kind {
+            DiskFault::Read => &mut vol.failing.reads,
+            DiskFault::Write => &mut vol.failing.writes,
+            DiskFault::Flush => &mut vol.failing.flushes,
+            DiskFault::Meta => &mut vol.failing.meta,
+        };
+        *slot = count;
+        self.fault(match kind {
+            DiskFault::Read => "read errors",
+            DiskFault::Write => "write errors",
+            DiskFault::Flush => "flush errors",
+            DiskFault::Meta => "metadata write errors",
+        });
+    }
+
+    // --- clients' completions ---
+
+    fn complete(&mut self, node: usize, id: RequestId, result: ClientResult) {
+        let Some(pending) = self.pending.remove(&id) else {
+            return self.fail(Checker::Requests, format!("request {} was completed twice, or was never made", id.0));
+        };
+        let now = self.tick;
+        let scene = self.scene(node, pending.volume);
+        let outcome = match &result {
+            Ok(_) => String::from("ok"),
+            Err(error) => format!("{error:?}"),
+        };
+        self.trace.note(self.now, node, 6, id.0, || format!("request {} ends: {outcome}", id.0));
+        let kind = match pending.what {
+            Asked::Read { .. } => "read",
+            Asked::Write(_) => "write",
+            Asked::Flush => "flush",
+        };
+        self.coverage.count(Group::Request, &format!("{kind} {outcome}"));
+        self.stats.operations += u64::from(result.is_ok());
+        match (pending.what, result) {
+            (Asked::Write(write), result) => self.model.end_write(now, write, result.is_ok(), &scene),
+            (Asked::Flush, Ok(_)) => {
+                self.model.end_flush(node, pending.volume, pending.began, &scene, pending.powers);
+            }
+            (Asked::Read { start, count }, Ok(data)) => {
+                let strict = pending.strict && scene.own_good;
+                self.check_reply(node, &pending, start, count, &data, strict);
+            }
+            (Asked::Flush | Asked::Read { .. }, Err(_)) => {}
+        }
+    }
+
+    // --- announcements ---
+
+    fn notice(&mut self, node: usize, notice: Notice) {
+        match notice {
+            Notice::State { volume, old, new } => self.state_changed(node, volume, &old, &new),
+            Notice::Size { volume, size } => {
+                self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
+            }
+            Notice::Log { text, volume, .. } => {
+                self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
+                    Some(volume) => format!("vol {volume} log: {text}"),
+                    None => format!("log: {text}"),
+                });
+                if let Some(rule) = text.rsplit_once("by rule ").map(|(_, rule)| rule.to_owned()) {
+                    self.coverage.count(Group::Rule, rule.trim());
+                }
+                if text.contains("Split-Brain detected") {
+                    self.stats.split_brains += 1;
+                    self.nodes[node].split_brain = true;
+                }
+                self.nodes[node].note(text);
+            }
+        }
+    }
+
+    fn state_changed(&mut self, node: usize, v: VolumeNr, old: &VolumeState, new: &VolumeState) {
+        let volume = usize::from(v.0);
+        self.trace.note(self.now, node, 9, u64::from(new.word().0), || {
+            format!("vol {v} {} {}/{} {}/{}", new.conn, new.role, new.peer, new.disk, new.pdsk)
+        });
+        self.coverage.transition(old, new);
+        self.nodes[node].volumes[volume].seen = *new;
+        self.nodes[node].conn = new.conn;
+        let target = |conn| matches!(conn, ConnState::SyncTarget | ConnState::PausedSyncT);
+        let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
+        if !source(old.conn) && source(new.conn) {
+            self.resync_since[volume] = self.tick;
+        }
+        if !target(old.conn) && target(new.conn) {
+            self.stats.resyncs += 1;
+            self.resync_begins(node, volume);
+        }
+        if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate && !target(old.conn) {
+            self.declared_good(node, volume);
+        }
+        if new.disk == DiskState::UpToDate && new.conn == ConnState::Connected {
+            self.nodes[node].volumes[volume].named = false;
+        }
+        let good = |s: &VolumeState| {
+            s.conn == ConnState::Connected && s.disk == DiskState::UpToDate && s.pdsk == DiskState::UpToDate
+        };
+        if !good(old) && good(new) {
+            self.called_equal(node, volume);
+        }
+        if old.role != new.role {
+            self.model.new_era(self.tick, volume);
+        }
+    }
+
+    /// The node calls both disks good and connected: promises go over.
+    fn called_equal(&mut self, node: usize, volume: usize) {
+        let peer = 1 - node;
+        let Some(link) = self.links.last() else { return };
+        let powers = [self.nodes[0].powers, self.nodes[1].powers];
+        let unflushed = link.powers[peer] == powers[peer];
+        let since = self.resync_since[volume].max(link.since);
+        self.model.peer_is_good(volume, node, peer, since, unflushed);
+    }
+
+    /// A node's data begin to be replaced by the peer's.
+    fn resync_begins(&mut self, node: usize, volume: usize) {
+        let peer = 1 - node;
+        let named = self.nodes[node].volumes[volume].named;
+        if let Some(write) = self.model.discard(volume, node, peer, named) {
+            let name = ["A", "B"][node];
+            let text = format!(
+                "node {name} becomes target on volume {volume}, and write {} that it promised is discarded; nobody allowed that",
+                write.0
+            );
+            self.fail(Checker::Discarded, text);
+        }
+        if self.primary(volume) == Some(node) {
+            self.model.new_era(self.tick, volume);
+        }
+    }
+
+    /// An Inconsistent disk became UpToDate without a resync.
+    fn declared_good(&mut self, node: usize, volume: usize) {
+        let vol = &self.nodes[node].volumes[volume];
+        if !vol.forcing && !self.skipping_sync() {
+            let text = format!("the Inconsistent disk of volume {volume} became UpToDate, and nobody forced it");
+            return self.fail(Checker::Status, text);
+        }
+        self.adopt(node, volume);
+    }
+
+    /// The volume's number for the engine.
+    pub(super) fn volume_nr(volume: usize) -> VolumeNr {
+        nr(volume)
+    }
+}

@@ -1,0 +1,129 @@
+//! The clients: requests handed to whichever node is Primary, and what comes back compared with the history.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::coverage::Group;
+use super::node::nr;
+use super::plan::ClientOp;
+use super::stamp::{self, SECTOR, WriteId};
+use super::world::{Asked, Checker, Pending, World};
+use crate::engine::event::{ClientRequest, Event, RequestId};
+use crate::limits::CLIENT_REQUEST_BYTES_MAX;
+use crate::units::{Sector, SectorRange, Sectors};
+use crate::wire::state::Role;
+
+/// Largest piece of a client's payload, sectors.
+const PIECE: u64 = 2048;
+
+impl World {
+    /// A client asks for something on the node where the volume is Primary; `node` decides where that says nothing.
+    pub(super) fn client(&mut self, op: ClientOp, volume: usize, start: u64, count: u64, node: usize) {
+        if volume >= self.differs.len() {
+            return;
+        }
+        let node = self.primary(volume).unwrap_or(node);
+        if !self.nodes[node].is_up() || self.nodes[node].frozen_until > self.now {
+            return;
+        }
+        if self.nodes[node].volumes[volume].seen.role != Role::Primary {
+            // A client that found the wrong node: the engine must refuse it. Reads are enough for that.
+            if op == ClientOp::Read && self.now.is_multiple_of(5) {
+                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)));
+            }
+            return;
+        }
+        if !self.nodes[node].volumes[volume].opened {
+            self.nodes[node].volumes[volume].opened = true;
+            self.event(node, Event::Opened { volume: nr(volume) });
+        }
+        let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
+        match op {
+            ClientOp::Read => self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count))),
+            ClientOp::Flush => self.ask(node, volume, Asked::Flush, ClientRequest::Flush),
+            ClientOp::Write { fua } => {
+                let id = self.write(node, volume, start, count, false, fua);
+                let request = ClientRequest::Write { range: range(start, count), data: payload(id, start, count), fua };
+                self.ask(node, volume, Asked::Write(id), request);
+            }
+            ClientOp::Discard => {
+                let id = self.write(node, volume, start, count, true, false);
+                self.ask(node, volume, Asked::Write(id), ClientRequest::Discard(range(start, count)));
+            }
+            ClientOp::Zeroes { fua, unmap } => {
+                let id = self.write(node, volume, start, count, true, fua);
+                let request = ClientRequest::WriteZeroes { range: range(start, count), may_unmap: unmap, fua };
+                self.ask(node, volume, Asked::Write(id), request);
+            }
+        }
+    }
+
+    fn write(&mut self, node: usize, volume: usize, start: u64, count: u64, zero: bool, fua: bool) -> WriteId {
+        let scene = self.scene(node, volume);
+        self.model.invoke(self.tick, node, volume, start, count, zero, fua, &scene)
+    }
+
+    fn ask(&mut self, node: usize, volume: usize, what: Asked, request: ClientRequest) {
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        let scene = self.scene(node, volume);
+        self.trace.note(self.now, node, 30, id.0, || match what {
+            Asked::Read { start, count } => format!("vol {volume} request {}: read {start}+{count}", id.0),
+            Asked::Flush => format!("vol {volume} request {}: flush", id.0),
+            Asked::Write(write) => {
+                let w = self.model.write(write).map(|w| (w.start, w.count, w.zero, w.fua));
+                format!("vol {volume} request {}: write {} {w:?}", id.0, write.0)
+            }
+        });
+        self.coverage.count(Group::Request, "made");
+        self.stats.requests += 1;
+        let life = self.nodes[node].life;
+        let pending =
+            Pending { node, life, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
+        self.pending.insert(id, pending);
+        self.event(node, Event::Client { id, volume: nr(volume), request });
+    }
+
+    /// Compares the reply to a read with the history.
+    pub(super) fn check_reply(
+        &mut self,
+        node: usize,
+        pending: &Pending,
+        start: u64,
+        count: u64,
+        data: &[Bytes],
+        strict: bool,
+    ) {
+        let total: usize = data.iter().map(Bytes::len).sum();
+        if total as u64 != count * SECTOR as u64 {
+            return self.fail(Checker::Read, format!("a read of {count} sectors returned {total} bytes"));
+        }
+        let mut sector = start;
+        for piece in data {
+            for bytes in piece.chunks(SECTOR) {
+                let content = stamp::content(bytes, sector);
+                let (began, now) = (pending.began, self.tick);
+                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict);
+                if let Err(text) = checked {
+                    return self.fail(Checker::Read, text);
+                }
+                sector += 1;
+            }
+        }
+    }
+}
+
+fn range(start: u64, count: u64) -> SectorRange {
+    SectorRange { start: Sector(start), count: Sectors(count) }
+}
+
+fn payload(id: WriteId, start: u64, count: u64) -> SmallVec<[Bytes; 1]> {
+    let mut data = SmallVec::new();
+    let mut at = start;
+    while at < start + count {
+        let part = PIECE.min(start + count - at);
+        data.push(stamp::data(id, at, part));
+        at += part;
+    }
+    data
+}

@@ -1,0 +1,334 @@
+//! Draws a run from a seed: swarm style, each run with a few kinds of faults of its own.
+//!
+//! Invariants: the same seed gives the same plan; nothing here looks at a running engine. Every run has client load, crashes and
+//! what it takes to bring the nodes back; which of the other faults exist at all is drawn.
+
+use std::time::Duration;
+
+use super::plan::{ClientOp, Cut, DiskFault, Happening, NodeParams, Order, Params, Plan, Start, Step};
+use super::rng::Rng;
+use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::wire::digest::AlgName;
+use crate::wire::params::ReplProtocol;
+
+const MIB: u64 = 1 << 20;
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// The plan of a seed.
+#[must_use]
+pub fn plan(seed: u64) -> Plan {
+    let mut rng = Rng::stream(seed, 1);
+    let params = params(seed, &mut rng);
+    let steps = Draft { rng: Rng::stream(seed, 2), steps: Vec::new() }.draw(&params);
+    Plan { params, steps }
+}
+
+fn params(seed: u64, rng: &mut Rng) -> Params {
+    let protocol = rng.pick(&[ReplProtocol::A, ReplProtocol::B, ReplProtocol::C, ReplProtocol::C, ReplProtocol::C]);
+    let start = match rng.below(20) {
+        0 => Start::SplitBrain,
+        1 => Start::Recreated,
+        2 => Start::OddFlags,
+        3..6 => Start::FullSync,
+        _ => Start::Skipped,
+    };
+    let base = [36, 40, 44, 48][usize::try_from(rng.below(4)).unwrap_or(0)] * MIB;
+    let uneven = rng.percent(10);
+    let size = |rng: &mut Rng, base: u64| {
+        let more = if uneven { rng.below(64) * 4096 } else { 0 };
+        [base, base + more]
+    };
+    let mut volumes = vec![size(rng, base)];
+    if rng.coin() {
+        volumes.push(size(rng, 8 * MIB));
+    }
+    let integrity = rng.percent(10).then(|| AlgName::parse("crc32c")).flatten().unwrap_or(AlgName::NONE);
+    let template = NetOptions { protocol, integrity_alg: integrity, ..NetOptions::default() };
+    let nodes = [node(rng, &template), node(rng, &template)];
+    Params {
+        seed,
+        nodes,
+        volumes,
+        start,
+        net_ns: rng.pick(&[20_000, 100_000, 1_000_000, 10_000_000]),
+        fragments: rng.pick(&[0, 0, 5, 50]),
+        skewed_sockets: rng.coin(),
+        failed_connects: rng.pick(&[0, 0, 0, 20]),
+        faults_until: rng.within(30, 90) * SECOND,
+    }
+}
+
+fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
+    let discard = rng.pick(&[(true, true), (true, true), (true, false), (false, false)]);
+    let net = NetOptions {
+        max_epoch_size: rng.pick(&[1, 4, 20, 2048]),
+        max_buffers: rng.pick(&[32, 128, 2048]),
+        ping_int: Duration::from_secs(rng.pick(&[1, 3, 10])),
+        ping_timeout: Duration::from_millis(rng.pick(&[200, 500, 2000])),
+        timeout: Duration::from_millis(rng.pick(&[600, 2000, 6000])),
+        ko_count: rng.pick(&[0, 2, 7]),
+        use_rle: rng.coin(),
+        ..net.clone()
+    };
+    let disk = DiskOptions {
+        on_io_error: rng.pick(&[OnIoError::Detach, OnIoError::Detach, OnIoError::PassOn]),
+        al_extents: rng.pick(&[7, 7, 13, 1237]),
+        al_updates: !rng.percent(4),
+        disk_flushes: true,
+        resync_rate: rng.pick(&[None, None, Some(4 * MIB), Some(40 * MIB)]),
+        discard_zeroes_if_aligned: rng.coin(),
+        ..DiskOptions::default()
+    };
+    NodeParams {
+        net,
+        disk,
+        external_meta: rng.coin(),
+        al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
+        version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),
+        features: rng.pick(&[0xf, 0xf, 0xf, 0x9, 0x3, 0x0]),
+        relaxed: rng.coin(),
+        discard,
+        disk_ns: rng.pick(&[20_000, 200_000, 2_000_000]),
+        eager_batches: rng.pick(&[100, 50, 0]),
+    }
+}
+
+/// How often each kind of fault happens in a run, per 100 s.
+struct Swarm {
+    crashes: u64,
+    power: u64,
+    cuts: u64,
+    disk: u64,
+    orders: u64,
+    stalls: u64,
+    clock: u64,
+    blackouts: u64,
+    switch_overs: u64,
+    bold: u64,
+    double_crashes: u64,
+    late_crash: u64,
+}
+
+fn swarm(rng: &mut Rng) -> Swarm {
+    let mut often = |list: &[u64]| rng.pick(list);
+    Swarm {
+        crashes: often(&[4, 8, 8, 14]),
+        power: often(&[0, 30, 60, 100]),
+        cuts: often(&[0, 6, 12, 20]),
+        disk: often(&[0, 0, 3, 8]),
+        orders: often(&[0, 5, 15, 40]),
+        stalls: often(&[0, 0, 4, 10]),
+        clock: often(&[0, 0, 0, 4]),
+        blackouts: often(&[0, 0, 1, 3]),
+        switch_overs: often(&[0, 3, 8]),
+        bold: often(&[0, 0, 0, 20]),
+        double_crashes: often(&[0, 10, 30]),
+        late_crash: often(&[0, 50, 100]),
+    }
+}
+
+struct Draft {
+    rng: Rng,
+    steps: Vec<Step>,
+}
+
+impl Draft {
+    fn add(&mut self, at: u64, what: Happening) {
+        self.steps.push(Step { at, what });
+    }
+
+    fn draw(mut self, params: &Params) -> Vec<Step> {
+        let end = params.faults_until;
+        let swarm = swarm(&mut self.rng);
+        self.clients(params, end);
+        self.faults(&swarm, params, end);
+        self.manager(&swarm, end);
+        self.steps.sort_by_key(|step| step.at);
+        self.steps
+    }
+
+    /// Moments of a kind of event that happens `per_100s` times in 100 s on average.
+    fn moments(&mut self, per_100s: u64, end: u64) -> Vec<u64> {
+        let expected = per_100s * end * 100 / (100 * SECOND);
+        let count = expected / 100 + u64::from(self.rng.below(100) < expected % 100);
+        (0..count).map(|_| 2 * SECOND + self.rng.below(end - 2 * SECOND)).collect()
+    }
+
+    /// Bursts of overlapping requests on a few hot places, so that they meet each other and the faults.
+    fn clients(&mut self, params: &Params, end: u64) {
+        let total = self.rng.within(650, 1100);
+        let burst_max = self.rng.pick(&[4, 16, 40]);
+        let reads = self.rng.within(10, 40);
+        let flushes = self.rng.pick(&[1, 5, 15]);
+        let discards = self.rng.pick(&[0, 0, 4]);
+        let zeroes = self.rng.pick(&[0, 0, 4]);
+        let fua = self.rng.pick(&[0, 0, 10]);
+        let aligned = self.rng.coin();
+        let places: Vec<(usize, u64)> = (0..self.rng.within(3, 14)).map(|_| self.place(params)).collect();
+        let width = self.rng.pick(&[64, 256, 1024]);
+        let mut made = 0;
+        while made < total {
+            let burst = self.rng.within(1, burst_max);
+            let begin = SECOND + self.rng.below(end - SECOND);
+            let spread = self.rng.pick(&[MS / 10, 5 * MS, 200 * MS]);
+            for _ in 0..burst {
+                made += 1;
+                let (volume, place) = self.rng.pick(&places);
+                let mut count: u64 = self.rng.pick(&[1, 8, 8, 8, 16, 3, 32]);
+                if self.rng.below(300) == 0 {
+                    count = self.rng.pick(&[256, 1024, 2048]);
+                }
+                let mut start = place + self.rng.below(width);
+                if aligned {
+                    start = start / 8 * 8;
+                    count = count.div_ceil(8) * 8;
+                }
+                let op = match self.rng.below(100) {
+                    n if n < reads => ClientOp::Read,
+                    n if n < reads + flushes => ClientOp::Flush,
+                    n if n < reads + flushes + discards => ClientOp::Discard,
+                    n if n < reads + flushes + discards + zeroes => {
+                        ClientOp::Zeroes { fua: self.rng.percent(20), unmap: self.rng.coin() }
+                    }
+                    _ => ClientOp::Write { fua: self.rng.percent(fua) },
+                };
+                if matches!(op, ClientOp::Discard | ClientOp::Zeroes { .. }) && self.rng.percent(20) {
+                    count *= 40;
+                }
+                let limit = sectors(params, volume);
+                start = start.min(limit - 1);
+                count = count.min(limit - start);
+                let node = usize::from(self.rng.coin());
+                let at = begin + self.rng.below(spread);
+                self.add(at, Happening::Client { op, volume, start, count, node });
+            }
+        }
+    }
+
+    fn place(&mut self, params: &Params) -> (usize, u64) {
+        let volume = if self.rng.percent(75) { 0 } else { params.volumes.len() - 1 };
+        // Near the borders of activity-log extents, at both ends of the device, or anywhere.
+        let sectors = sectors(params, volume);
+        let extents = sectors / 8192;
+        let place = match self.rng.below(6) {
+            0 => 0,
+            1 => sectors.saturating_sub(512),
+            2 => (self.rng.below(extents) + 1) * 8192 - 32,
+            _ => self.rng.below(extents) * 8192 + self.rng.below(7000),
+        };
+        (volume, place.min(sectors - 1))
+    }
+
+    fn faults(&mut self, swarm: &Swarm, params: &Params, end: u64) {
+        for at in self.moments(swarm.crashes, end) {
+            self.crash(swarm, at);
+        }
+        for at in self.moments(swarm.blackouts, end) {
+            self.add(at, Happening::Blackout);
+            self.restart(swarm, at, 0);
+            self.restart(swarm, at, 1);
+        }
+        for at in self.moments(swarm.cuts, end) {
+            let node = usize::from(self.rng.coin());
+            let cut = self.rng.pick(&[Cut::Reset, Cut::Reset, Cut::Silent, Cut::OneWay(node), Cut::HalfOpen(node)]);
+            self.add(at, Happening::Cut(cut));
+            let heal = at + self.rng.around(2 * SECOND);
+            self.add(heal, Happening::Heal);
+        }
+        for at in self.moments(swarm.disk, end) {
+            let (node, volume) = self.where_to(params);
+            let kind = self.rng.pick(&[DiskFault::Read, DiskFault::Write, DiskFault::Write, DiskFault::Flush, DiskFault::Meta]);
+            let count = self.rng.pick(&[1, 1, 5]);
+            self.add(at, Happening::DiskFault { node, volume, kind, count });
+        }
+        for at in self.moments(swarm.stalls, end) {
+            let node = usize::from(self.rng.coin());
+            let ms = self.rng.around(1000);
+            let what = if self.rng.coin() { Happening::DiskStall { node, ms } } else { Happening::Freeze { node, ms } };
+            self.add(at, what);
+        }
+        for at in self.moments(swarm.clock, end) {
+            let node = usize::from(self.rng.coin());
+            let ms = self.rng.around(3000);
+            self.add(at, Happening::Clock { node, ms });
+        }
+        for at in self.moments(swarm.orders, end) {
+            let (node, volume) = self.where_to(params);
+            let order = self.order();
+            self.add(at, Happening::Order { node, volume, order });
+        }
+        for at in self.moments(swarm.switch_overs, end) {
+            self.add(at, Happening::SwitchOver);
+        }
+    }
+
+    fn crash(&mut self, swarm: &Swarm, at: u64) {
+        let node = usize::from(self.rng.coin());
+        let power = self.rng.percent(swarm.power);
+        let after = if self.rng.percent(swarm.late_crash) { u32::try_from(self.rng.below(60)).unwrap_or(0) } else { 0 };
+        self.add(at, Happening::Crash { node, power, after });
+        self.restart(swarm, at, node);
+    }
+
+    fn restart(&mut self, swarm: &Swarm, at: u64, node: usize) {
+        let mut again = at + self.rng.around(2 * SECOND);
+        let connect_first = self.rng.percent(20);
+        if self.rng.percent(swarm.double_crashes) {
+            let fuse = Some(u32::try_from(self.rng.below(12)).unwrap_or(0));
+            self.add(again, Happening::Restart { node, fuse, connect_first });
+            again += self.rng.around(SECOND);
+        }
+        self.add(again, Happening::Restart { node, fuse: None, connect_first });
+    }
+
+    fn where_to(&mut self, params: &Params) -> (usize, usize) {
+        let volume = usize::try_from(self.rng.below(params.volumes.len() as u64)).unwrap_or(0);
+        (usize::from(self.rng.coin()), volume)
+    }
+
+    fn order(&mut self) -> Order {
+        match self.rng.below(40) {
+            0..4 => Order::Primary { force: false },
+            4 => Order::Primary { force: self.rng.percent(20) },
+            5..8 => Order::Secondary { close: self.rng.coin() },
+            8..11 => Order::Detach { force: self.rng.percent(20) },
+            11..15 => Order::Attach,
+            15..18 => Order::Connect { discard: false },
+            18..21 => Order::Disconnect { force: self.rng.percent(20) },
+            21..24 => Order::Invalidate,
+            24 => Order::InvalidateRemote,
+            25 => Order::Outdate,
+            26..29 => Order::PauseSync,
+            29..32 => Order::ResumeSync,
+            32 => Order::AlUpdates(false),
+            33 => Order::AlUpdates(true),
+            34 => Order::Rate(u32::try_from(self.rng.pick(&[0, 1, 20])).unwrap_or(0)),
+            35 | 36 => Order::Net(u32::try_from(self.rng.within(32, 200)).unwrap_or(32)),
+            37 => Order::NewUuid,
+            _ => Order::Recycle,
+        }
+    }
+
+    fn manager(&mut self, swarm: &Swarm, end: u64) {
+        let pace = self.rng.pick(&[500 * MS, 1500 * MS]);
+        let mut at = 0;
+        let mut prefer = 0;
+        while at < end {
+            if self.rng.percent(3) {
+                prefer = 1 - prefer;
+            }
+            let bold = self.rng.percent(swarm.bold);
+            self.add(at, Happening::Manage { prefer, bold });
+            at += pace / 2 + self.rng.below(pace);
+        }
+    }
+}
+
+/// Sectors of a volume that clients use.
+fn sectors(params: &Params, volume: usize) -> u64 {
+    let [a, b] = params.volumes[volume];
+    // Internal metadata take less than 1 MiB of devices of this size.
+    (a.min(b) - MIB) / 512
+}
+

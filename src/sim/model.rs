@@ -1,0 +1,555 @@
+//! What the clients were promised: for every sector the writes that it may still show, and for every write on which node it
+//! must be found, after which kind of fault.
+//!
+//! Owns the history of all client requests. Takes in: invocations and completions of requests, and the events that
+//! change promises (power cuts, crashes, a peer known to be good, a discarded branch). Gives out: whether a sector may
+//! hold what it holds, on a node or in a reply to a read.
+//!
+//! **Promises.** An acknowledged write is *kept* by the node that served it if its disk was good, and under protocol C by a peer
+//! that this node called good; under B until the peer's process dies or its disk has it; under A once nothing was under
+//! way any more. A flush (or FUA) makes the promise outlive a power cut of that node. A resync gives the target the
+//! source's promises; a power cut takes those that were not flushed.
+//!
+//! **Does not check**: order between different sectors; anything about a node whose disk is not UpToDate; which of several
+//! writes of zeroes a zero came from.
+
+use std::collections::BTreeMap;
+
+use super::stamp::{Content, WriteId};
+
+/// A moment: the number of the simulator's step.
+pub type Tick = u64;
+
+/// Never.
+const NEVER: Tick = Tick::MAX;
+/// The contents at the beginning (or as adopted from a disk).
+const INITIAL: WriteId = WriteId(0);
+
+/// Which fault a promise outlives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// The death of the node's process.
+    Process,
+    /// A power cut of the node.
+    Power,
+}
+
+/// One client's write, discard or write of zeroes.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// The node that served it.
+    pub node: usize,
+    /// Index of the volume.
+    pub volume: usize,
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub count: u64,
+    /// It leaves zeroes.
+    pub zero: bool,
+    /// Durable at its end.
+    pub fua: bool,
+    /// The protocol was C.
+    pub protocol_c: bool,
+    invoked: Tick,
+    ended: Tick,
+    acked: bool,
+    /// By node: kept after a crash of its process, kept after a power cut.
+    kept: [[bool; 2]; 2],
+    /// By node: was kept, and a power cut or crash took it.
+    lost: [bool; 2],
+    /// Protocol B: the peer only said that it has received it.
+    received_only: bool,
+    powers: [u64; 2],
+}
+
+/// What the model has to know about both nodes when a request ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene {
+    /// The serving node's own disk is good.
+    pub own_good: bool,
+    /// The serving node calls the peer connected and good.
+    pub peer_good: bool,
+    /// Protocol letter, as configured on the serving node.
+    pub protocol: char,
+    /// Power cuts so far, by node.
+    pub powers: [u64; 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    write: WriteId,
+    /// Zone of this value in `era`: first end and last beginning of an operation with it.
+    first_end: Tick,
+    last_begin: Tick,
+    era: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct SectorState {
+    candidates: Vec<Candidate>,
+    /// The value from before the era that was seen in it.
+    chosen: Option<(u64, WriteId)>,
+}
+
+#[derive(Debug)]
+struct VolumeModel {
+    /// Index into `states`, by sector; 0: only the initial zeroes were ever there.
+    index: Vec<u32>,
+    states: Vec<SectorState>,
+    writes: Vec<WriteId>,
+    /// Counts the moments at which contents may go back: crashes, failovers, resolutions.
+    era: u64,
+    era_start: Tick,
+}
+
+/// The history.
+#[derive(Debug)]
+pub struct Model {
+    writes: Vec<Write>,
+    volumes: Vec<VolumeModel>,
+    /// Reads and flushes under way: when they began.
+    pub broken: bool,
+}
+
+impl Model {
+    /// No writes yet; volumes of these sizes in sectors, all zeroes.
+    #[must_use]
+    pub fn new(sizes: &[u64]) -> Self {
+        let initial = Write {
+            node: 0,
+            volume: 0,
+            start: 0,
+            count: 0,
+            zero: true,
+            fua: true,
+            protocol_c: true,
+            invoked: 0,
+            ended: 0,
+            acked: true,
+            kept: [[true; 2]; 2],
+            lost: [false; 2],
+            received_only: false,
+            powers: [0; 2],
+        };
+        let volume = |size: &u64| VolumeModel {
+            index: vec![0; usize::try_from(*size).unwrap_or(0)],
+            states: vec![SectorState::default()],
+            writes: Vec::new(),
+            era: 0,
+            era_start: 0,
+        };
+        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect(), broken: false }
+    }
+
+    fn at(id: WriteId) -> usize {
+        usize::try_from(id.0).unwrap_or(usize::MAX)
+    }
+
+    /// The write of this number.
+    #[must_use]
+    pub fn write(&self, id: WriteId) -> Option<&Write> {
+        self.writes.get(Self::at(id))
+    }
+
+    /// A client's write begins.
+    #[expect(clippy::too_many_arguments, reason = "all of them are what a write is")]
+    pub fn invoke(
+        &mut self,
+        now: Tick,
+        node: usize,
+        volume: usize,
+        start: u64,
+        count: u64,
+        zero: bool,
+        fua: bool,
+        scene: &Scene,
+    ) -> WriteId {
+        let id = WriteId(self.writes.len() as u64);
+        self.writes.push(Write {
+            node,
+            volume,
+            start,
+            count,
+            zero,
+            fua,
+            protocol_c: scene.protocol == 'C',
+            invoked: now,
+            ended: NEVER,
+            acked: false,
+            kept: [[false; 2]; 2],
+            lost: [false; 2],
+            received_only: false,
+            powers: scene.powers,
+        });
+        let vol = &mut self.volumes[volume];
+        vol.writes.push(id);
+        let era = vol.era;
+        for sector in start..start + count {
+            let state = vol.state_mut(sector);
+            state.candidates.push(Candidate { write: id, first_end: NEVER, last_begin: now, era });
+        }
+        id
+    }
+
+    /// A client's write ended: acknowledged, or with an error.
+    pub fn end_write(&mut self, now: Tick, id: WriteId, ok: bool, scene: &Scene) {
+        let Some(write) = self.writes.get_mut(Self::at(id)) else { return };
+        write.ended = now;
+        if !ok {
+            return;
+        }
+        write.acked = true;
+        let (own, peer) = (write.node, 1 - write.node);
+        let undisturbed = |n: usize| write.powers[n] == scene.powers[n];
+        let local = scene.own_good && undisturbed(own);
+        let remote = scene.peer_good && undisturbed(peer) && scene.protocol != 'A' && write.protocol_c == (scene.protocol == 'C');
+        write.kept[own] = [local, local && write.fua];
+        write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
+        write.received_only = scene.protocol == 'B';
+        let (volume, start, count) = (write.volume, write.start, write.count);
+        let vol = &mut self.volumes[volume];
+        let era = vol.era;
+        for sector in start..start + count {
+            let state = vol.state_mut(sector);
+            if let Some(c) = state.candidates.iter_mut().find(|c| c.write == id && c.era == era) {
+                c.first_end = c.first_end.min(now);
+            }
+            Self::prune(&self.writes, state);
+        }
+    }
+
+    /// Forgets values that cannot come back on either node, whatever happens.
+    fn prune(writes: &[Write], state: &mut SectorState) {
+        if state.candidates.len() < 2 {
+            return;
+        }
+        let replaced = |old: WriteId, node: usize, list: &[Candidate]| {
+            let old = &writes[Self::at(old)];
+            list.iter().any(|c| {
+                let new = &writes[Self::at(c.write)];
+                new.kept[node][1] && old.ended < new.invoked
+            })
+        };
+        let list = state.candidates.clone();
+        state.candidates.retain(|c| !(replaced(c.write, 0, &list) && replaced(c.write, 1, &list)));
+    }
+
+    /// A flush that began at `began` ended well on `node`.
+    pub fn end_flush(&mut self, node: usize, volume: usize, began: Tick, scene: &Scene, powers_then: [u64; 2]) {
+        let peer = 1 - node;
+        let own_undisturbed = scene.powers[node] == powers_then[node];
+        let remote = scene.protocol == 'C' && scene.peer_good && scene.powers[peer] == powers_then[peer];
+        for id in &self.volumes[volume].writes {
+            let write = &mut self.writes[Self::at(*id)];
+            if write.acked && write.ended < began {
+                if write.kept[node][0] && scene.own_good && own_undisturbed {
+                    write.kept[node][1] = true;
+                }
+                if write.kept[peer][0] && remote && write.protocol_c {
+                    write.kept[peer][1] = true;
+                }
+            }
+        }
+    }
+
+    /// Requests of a node that died end without an answer.
+    pub fn abandon(&mut self, now: Tick, id: WriteId) {
+        if let Some(write) = self.writes.get_mut(Self::at(id)) {
+            write.ended = write.ended.min(now);
+        }
+    }
+
+    /// Contents may go back to anything that is still promised: begins a new era.
+    pub fn new_era(&mut self, now: Tick, volume: usize) {
+        let vol = &mut self.volumes[volume];
+        vol.era += 1;
+        vol.era_start = now;
+    }
+
+    /// A node's power failed: what was not flushed there is no longer promised there.
+    pub fn power_cut(&mut self, node: usize) {
+        for write in &mut self.writes[1..] {
+            if write.kept[node][0] && !write.kept[node][1] {
+                write.kept[node][0] = false;
+                write.lost[node] = true;
+            }
+        }
+    }
+
+    /// A node's process died: under protocol B what it had only received is gone.
+    pub fn process_crash(&mut self, node: usize) {
+        for write in &mut self.writes[1..] {
+            if write.received_only && write.node != node && write.kept[node][0] && !write.kept[node][1] {
+                write.kept[node][0] = false;
+                write.lost[node] = true;
+            }
+        }
+    }
+
+    /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps.
+    pub fn drained(&mut self, volume: usize, from: usize, to: usize) {
+        for id in &self.volumes[volume].writes {
+            let write = &mut self.writes[Self::at(*id)];
+            if write.acked && write.kept[from][0] {
+                write.kept[to][0] = true;
+                write.received_only = false;
+            }
+        }
+    }
+
+    /// `from` has come to call `to` good: the resync (or the comparison) gave it everything that `from` keeps. Under A and
+    /// B only what ended before `since` (the beginning of the resync) went that way. `unflushed` says whether also
+    /// promises that a power cut of `to` takes are passed on.
+    pub fn peer_is_good(&mut self, volume: usize, from: usize, to: usize, since: Tick, unflushed: bool) {
+        for id in &self.volumes[volume].writes {
+            let write = &mut self.writes[Self::at(*id)];
+            if write.acked && (write.protocol_c || write.ended < since) {
+                write.kept[to][0] |= write.kept[from][0] && unflushed;
+                if write.kept[from][1] {
+                    write.kept[to] = [true; 2];
+                }
+            }
+        }
+    }
+
+    /// `target` begins to take over `source`'s data; what only the target keeps is discarded. Gives the first write that
+    /// nobody allowed to be discarded.
+    pub fn discard(&mut self, volume: usize, target: usize, source: usize, named: bool) -> Option<WriteId> {
+        let mut first = None;
+        for at in 0..self.volumes[volume].writes.len() {
+            let id = self.volumes[volume].writes[at];
+            let write = &self.writes[Self::at(id)];
+            if !write.kept[target][0] || write.kept[source][0] {
+                continue;
+            }
+            let excused = named
+                || write.lost[source]
+                || !write.protocol_c
+                || !self.any_sector_visible(volume, id, target, source);
+            if !excused && first.is_none() {
+                first = Some(id);
+            }
+            self.writes[Self::at(id)].kept[target] = [false; 2];
+        }
+        first
+    }
+
+    /// Whether a sector of the write still shows it on the target, and the source has nothing later.
+    fn any_sector_visible(&self, volume: usize, id: WriteId, target: usize, source: usize) -> bool {
+        let write = &self.writes[Self::at(id)];
+        (write.start..write.start + write.count).any(|sector| {
+            let state = self.volumes[volume].state(sector);
+            !self.replaced(state, id, target, NEVER) && !self.replaced(state, id, source, NEVER)
+        })
+    }
+
+    /// Whether a promised write that began after `old` ended replaced it on `node`, acknowledged before `before`.
+    fn replaced(&self, state: &SectorState, old: WriteId, node: usize, before: Tick) -> bool {
+        let old = &self.writes[Self::at(old)];
+        state.candidates.iter().any(|c| {
+            let new = &self.writes[Self::at(c.write)];
+            new.kept[node][0] && new.ended < before && old.ended < new.invoked
+        })
+    }
+
+    /// The candidates that a sector's contents may stand for.
+    fn matching(&self, state: &SectorState, content: Content) -> Vec<WriteId> {
+        match content {
+            Content::Alien => Vec::new(),
+            Content::Write(id) => state.candidates.iter().filter(|c| c.write == id).map(|c| c.write).collect(),
+            Content::Zero if state.candidates.is_empty() => vec![INITIAL],
+            Content::Zero => {
+                state.candidates.iter().filter(|c| self.writes[Self::at(c.write)].zero).map(|c| c.write).collect()
+            }
+        }
+    }
+
+    /// Whether `node`'s disk may hold this now.
+    ///
+    /// # Errors
+    /// Words about what is wrong.
+    pub fn check_disk(&self, node: usize, volume: usize, sector: u64, content: Content) -> Result<(), String> {
+        let state = self.volumes[volume].state(sector);
+        let found = self.matching(state, content);
+        if found.iter().any(|id| !self.replaced(state, *id, node, NEVER)) {
+            return Ok(());
+        }
+        Err(format!("sector {sector} of volume {volume} holds {}, promised is {}", self.tell(content), self.promised(state, node)))
+    }
+
+    /// Whether a read of `node` that began at `began` and ends at `now` may have returned this. `strict`: the node's own disk
+    /// was good all the time; else the peer's promises do as well.
+    ///
+    /// # Errors
+    /// Words about what is wrong.
+    #[expect(clippy::too_many_arguments, reason = "all of them are what a read is")]
+    pub fn check_read(
+        &mut self,
+        node: usize,
+        volume: usize,
+        sector: u64,
+        content: Content,
+        began: Tick,
+        now: Tick,
+        strict: bool,
+    ) -> Result<(), String> {
+        let state = self.volumes[volume].state(sector);
+        let mut found = self.matching(state, content);
+        found.retain(|id| {
+            !self.replaced(state, *id, node, began) || (!strict && !self.replaced(state, *id, 1 - node, began))
+        });
+        let fail = |why: &str| {
+            Err(format!(
+                "a read of sector {sector} of volume {volume} returned {}, {why}; promised is {}",
+                self.tell(content),
+                self.promised(state, node)
+            ))
+        };
+        if found.is_empty() {
+            return fail("which a later acknowledged write replaced or which was never there");
+        }
+        let (era, era_start) = (self.volumes[volume].era, self.volumes[volume].era_start);
+        if found.len() > 1 || began < era_start || self.volumes[volume].is_untouched(sector) {
+            return Ok(());
+        }
+        let id = found[0];
+        let old = self.writes[Self::at(id)].invoked < era_start || id == INITIAL;
+        if old && let Some((seen_in, other)) = state.chosen
+            && seen_in == era
+            && other != id
+        {
+            let other = self.tell(Content::Write(other));
+            return fail(&format!("but {other} was read before, and both are from before the last crash or failover"));
+        }
+        let zone = |c: &Candidate| {
+            let write = &self.writes[Self::at(c.write)];
+            if c.era == era { (c.first_end, c.last_begin) } else { (NEVER, if write.invoked < era_start { 0 } else { write.invoked }) }
+        };
+        let mut mine = state.candidates.iter().find(|c| c.write == id).map_or((NEVER, 0), zone);
+        if old {
+            mine.0 = mine.0.min(era_start);
+        }
+        mine = (mine.0.min(now), mine.1.max(began));
+        for other in state.candidates.iter().filter(|c| c.write != id && c.era == era) {
+            if let Some(why) = conflict(mine, zone(other)) {
+                let other = self.tell(Content::Write(other.write));
+                return fail(&format!("{why} {other}"));
+            }
+        }
+        let vol = &mut self.volumes[volume];
+        let state = vol.state_mut(sector);
+        if old {
+            state.chosen = Some((era, id));
+        }
+        if let Some(c) = state.candidates.iter_mut().find(|c| c.write == id) {
+            (c.first_end, c.last_begin, c.era) = (mine.0, mine.1, era);
+        }
+        Ok(())
+    }
+
+    /// A node's contents become the truth, whatever they are: the operator forced an Inconsistent disk to be good.
+    pub fn adopt(&mut self, now: Tick, node: usize, volume: usize, contents: &BTreeMap<u64, Content>) {
+        let touched: Vec<u64> = self.volumes[volume].touched();
+        for sector in touched {
+            let content = contents.get(&sector).copied().unwrap_or(Content::Zero);
+            let write = match content {
+                Content::Write(id) => id,
+                // Zeroes that were written may be the ones; the initial ones do as well.
+                Content::Zero | Content::Alien => INITIAL,
+            };
+            let era = self.volumes[volume].era;
+            let state = self.volumes[volume].state_mut(sector);
+            // What is still under way may come later.
+            let open: Vec<Candidate> =
+                state.candidates.iter().filter(|c| self.writes[Self::at(c.write)].ended == NEVER).copied().collect();
+            state.candidates = vec![Candidate { write, first_end: NEVER, last_begin: 0, era }];
+            state.candidates.extend(open.into_iter().filter(|c| c.write != write));
+            state.chosen = None;
+        }
+        for id in self.volumes[volume].writes.clone() {
+            let write = &mut self.writes[Self::at(id)];
+            if write.ended <= now {
+                // Found or not, nothing of the past is promised any more but what the disk shows.
+                write.kept[1 - node] = [false; 2];
+                write.kept[node] = [false; 2];
+            }
+        }
+        self.new_era(now, volume);
+    }
+
+    /// Sectors that clients ever wrote, of a volume.
+    #[must_use]
+    pub fn touched(&self, volume: usize) -> Vec<u64> {
+        self.volumes[volume].touched()
+    }
+
+    fn tell(&self, content: Content) -> String {
+        match content {
+            Content::Zero => String::from("zeroes"),
+            Content::Alien => String::from("something that nobody wrote there"),
+            Content::Write(INITIAL) => String::from("the initial contents"),
+            Content::Write(id) => match self.write(id) {
+                Some(w) => format!(
+                    "write {} ({}+{}{})",
+                    id.0,
+                    w.start,
+                    w.count,
+                    if w.acked { ", acknowledged" } else { "" }
+                ),
+                None => format!("write {}, which does not exist", id.0),
+            },
+        }
+    }
+
+    fn promised(&self, state: &SectorState, node: usize) -> String {
+        let list: Vec<String> = state
+            .candidates
+            .iter()
+            .filter(|c| !self.replaced(state, c.write, node, NEVER))
+            .map(|c| self.tell(Content::Write(c.write)))
+            .collect();
+        if list.is_empty() { String::from("the initial contents") } else { list.join(" or ") }
+    }
+}
+
+/// Two values' zones that no order of operations explains.
+fn conflict(a: (Tick, Tick), b: (Tick, Tick)) -> Option<&'static str> {
+    let forward = |z: (Tick, Tick)| z.0 < z.1;
+    let (low, high) = (|z: (Tick, Tick)| z.0.min(z.1), |z: (Tick, Tick)| z.0.max(z.1));
+    match (forward(a), forward(b)) {
+        (true, true) if low(a) < high(b) && low(b) < high(a) => Some("which takes turns with"),
+        (true, false) if low(b) > low(a) && high(b) < high(a) => Some("read before and after the whole of"),
+        (false, true) if low(a) > low(b) && high(a) < high(b) => Some("which lies between two sights of"),
+        _ => None,
+    }
+}
+
+impl VolumeModel {
+    fn position(sector: u64) -> usize {
+        usize::try_from(sector).unwrap_or(usize::MAX)
+    }
+
+    fn state(&self, sector: u64) -> &SectorState {
+        let index = self.index.get(Self::position(sector)).copied().unwrap_or(0);
+        &self.states[index as usize]
+    }
+
+    fn is_untouched(&self, sector: u64) -> bool {
+        self.index.get(Self::position(sector)).copied().unwrap_or(0) == 0
+    }
+
+    fn state_mut(&mut self, sector: u64) -> &mut SectorState {
+        let slot = &mut self.index[Self::position(sector)];
+        if *slot == 0 {
+            *slot = u32::try_from(self.states.len()).unwrap_or(0);
+            let initial = Candidate { write: INITIAL, first_end: NEVER, last_begin: 0, era: 0 };
+            self.states.push(SectorState { candidates: vec![initial], chosen: None });
+        }
+        &mut self.states[*slot as usize]
+    }
+
+    fn touched(&self) -> Vec<u64> {
+        self.index.iter().enumerate().filter(|(_, i)| **i != 0).map(|(sector, _)| sector as u64).collect()
+    }
+}

@@ -1,0 +1,312 @@
+//! One simulated node: an engine, its disks and its timers, and how it dies and comes back.
+//!
+//! Owns what a daemon of one resource owns at run time. Disks outlive the process; everything else does not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use super::device::{Device, OpKind, Ticket};
+use super::plan::NodeParams;
+use super::rng::Rng;
+use crate::engine::Engine;
+use crate::engine::action::{Action, CommandError};
+use crate::engine::event::{CommandId, Event, Geometry, LinkNr, OpId, Timer};
+use crate::engine::load::DiskFacts;
+use crate::engine::state::VolumeState;
+use crate::meta::create::{CreateOptions, create_md};
+use crate::meta::{AlStripes, MetaIo, MetaKind, Place};
+use crate::units::{Sectors, Timestamp, VolumeNr};
+use crate::wire::state::ConnState;
+
+/// Lines of an engine's log that are kept for a report.
+const LOG_LINES: usize = 200;
+
+/// What fails next on a volume's devices.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Failing {
+    /// Reads of data.
+    pub reads: u32,
+    /// Writes of data.
+    pub writes: u32,
+    /// Flushes.
+    pub flushes: u32,
+    /// Writes of metadata.
+    pub meta: u32,
+}
+
+/// One volume of one node: its devices, and what was last said of it.
+#[derive(Debug)]
+pub struct SimVolume {
+    /// The data device.
+    pub data: Device,
+    /// The metadata device, where it is another.
+    pub meta: Option<Device>,
+    /// The driver has the devices open.
+    pub open: bool,
+    /// Operations in flight: device operation, whether on the metadata device.
+    pub ops: BTreeMap<OpId, (Ticket, bool)>,
+    /// Injected errors.
+    pub failing: Failing,
+    /// Last state that the engine announced.
+    pub seen: VolumeState,
+    /// The engine has the volume.
+    pub configured: bool,
+    /// Clients have it open.
+    pub opened: bool,
+    /// An operator's forced promotion has not been answered yet.
+    pub forcing: bool,
+    /// The operator allowed that this node's data be discarded.
+    pub named: bool,
+}
+
+impl SimVolume {
+    /// The device that holds the metadata.
+    pub const fn meta_device(&mut self) -> &mut Device {
+        match &mut self.meta {
+            Some(meta) => meta,
+            None => &mut self.data,
+        }
+    }
+
+    /// Whether the operation that ends now is one of those that fail; counts it.
+    pub fn failing_op(&mut self, ticket: Ticket, on_meta: bool) -> bool {
+        let kind = if on_meta { self.meta_device().kind(ticket) } else { self.data.kind(ticket) };
+        let left = match (kind, on_meta) {
+            (OpKind::Read, _) => &mut self.failing.reads,
+            (OpKind::Flush, _) => &mut self.failing.flushes,
+            (OpKind::Write, true) => &mut self.failing.meta,
+            (OpKind::Write, false) => &mut self.failing.writes,
+        };
+        let fails = *left > 0;
+        *left = left.saturating_sub(1);
+        fails
+    }
+
+    /// Where the metadata are.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match &self.meta {
+            Some(_) => Place { kind: MetaKind::FlexExternal, data: Some(Sectors::from_bytes_floor(self.data.len())) },
+            None => Place::INTERNAL,
+        }
+    }
+
+    /// What the devices cannot say about themselves.
+    #[must_use]
+    pub fn facts(&self, params: &NodeParams) -> DiskFacts {
+        DiskFacts {
+            geometry: Geometry {
+                logical_block_size: 512,
+                physical_block_size: 512,
+                discard: params.discard.0,
+                discard_zeroes: params.discard.1,
+            },
+            shared_device: self.meta.is_none(),
+            path: String::from("sim"),
+        }
+    }
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// The engine; `None` while the node is down.
+    pub engine: Option<Engine>,
+    /// Its settings, as the operator changed them last.
+    pub params: NodeParams,
+    /// Its volumes.
+    pub volumes: Vec<SimVolume>,
+    /// Deadlines in the node's own time.
+    pub timers: BTreeMap<Timer, Timestamp>,
+    /// The driver wants a link.
+    pub wants_link: bool,
+    /// Number of the last link.
+    pub link_nr: LinkNr,
+    /// The node's clock is this much ahead.
+    pub clock: u64,
+    /// The process does nothing before.
+    pub frozen_until: u64,
+    /// The disks answer nothing before.
+    pub stalled_until: u64,
+    /// Counts starts and ends of the process: events of an earlier life are ignored.
+    pub life: u64,
+    /// Counts power cuts.
+    pub powers: u64,
+    /// Commands under way.
+    pub commands: BTreeMap<CommandId, (usize, super::plan::Order)>,
+    /// Results of commands.
+    pub results: BTreeMap<CommandId, Result<(), CommandError>>,
+    /// A batch of events is open.
+    pub batch: bool,
+    /// Dies after so many more actions; true: by a power cut.
+    pub doomed: Option<(u32, bool)>,
+    /// The engine's log.
+    pub log: VecDeque<String>,
+    /// State of the connection that was last announced.
+    pub conn: ConnState,
+    /// The engine is being called.
+    pub busy: bool,
+    /// Events that actions caused.
+    pub queued: VecDeque<Event>,
+    /// Actions of a call, while they are carried out.
+    pub actions: Vec<Action>,
+    /// Needs `--discard-my-data` at the next connect: a split brain was found.
+    pub split_brain: bool,
+}
+
+impl Node {
+    /// A node that is down, with blank disks.
+    #[must_use]
+    pub fn new(params: NodeParams, sizes: &[u64], rng: &mut Rng) -> Self {
+        let volumes = sizes
+            .iter()
+            .map(|bytes| {
+                // 32 KiB to 128 KiB of activity log, a page of superblock, the bitmap: far below 1 MiB.
+                let meta = params.external_meta.then(|| Device::new(1 << 20, Rng::new(rng.next_u64())));
+                SimVolume {
+                    data: Device::new(*bytes, Rng::new(rng.next_u64())),
+                    meta,
+                    open: false,
+                    ops: BTreeMap::new(),
+                    failing: Failing::default(),
+                    seen: VolumeState::default(),
+                    configured: false,
+                    opened: false,
+                    forcing: false,
+                    named: false,
+                }
+            })
+            .collect();
+        Self {
+            engine: None,
+            params,
+            volumes,
+            timers: BTreeMap::new(),
+            wants_link: false,
+            link_nr: LinkNr(0),
+            clock: 0,
+            frozen_until: 0,
+            stalled_until: 0,
+            life: 0,
+            powers: 0,
+            commands: BTreeMap::new(),
+            results: BTreeMap::new(),
+            batch: false,
+            doomed: None,
+            log: VecDeque::new(),
+            conn: ConnState::StandAlone,
+            busy: false,
+            queued: VecDeque::new(),
+            actions: Vec::new(),
+            split_brain: false,
+        }
+    }
+
+    /// Whether the process runs.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// Writes fresh metadata to a volume's device.
+    ///
+    /// # Errors
+    /// The text of the metadata room's error.
+    pub fn create_md(&mut self, volume: usize, device_uuid: u64) -> Result<(), String> {
+        let (stripes, size_4k) = self.params.al_stripes;
+        let al = AlStripes::new(stripes, size_4k).map_err(|e| e.to_string())?;
+        let vol = &mut self.volumes[volume];
+        let options = CreateOptions { place: vol.place(), al, device_uuid, peer_max_bio_size: 0 };
+        let mut io = DeviceIo { device: vol.meta_device(), fuse: None };
+        create_md(&mut io, &options).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// The process dies. Disks go on: by themselves after a crash, from what was durable after a power cut.
+    pub fn die(&mut self, power: bool) {
+        self.life += 1;
+        self.engine = None;
+        self.timers.clear();
+        self.wants_link = false;
+        self.commands.clear();
+        self.batch = false;
+        self.doomed = None;
+        self.frozen_until = 0;
+        self.conn = ConnState::StandAlone;
+        self.actions.clear();
+        self.queued.clear();
+        if power {
+            self.powers += 1;
+        }
+        for vol in &mut self.volumes {
+            for device in std::iter::once(&mut vol.data).chain(vol.meta.as_mut()) {
+                if power {
+                    device.power_cut();
+                } else {
+                    device.process_crash();
+                }
+            }
+            vol.ops.clear();
+            vol.open = false;
+            vol.opened = false;
+            vol.configured = false;
+            vol.forcing = false;
+            vol.seen = VolumeState::default();
+        }
+    }
+
+    /// A line of the engine's log.
+    pub fn note(&mut self, line: String) {
+        if self.log.len() == LOG_LINES {
+            self.log.pop_front();
+        }
+        self.log.push_back(line);
+    }
+}
+
+/// A volume's number.
+#[must_use]
+pub fn nr(volume: usize) -> VolumeNr {
+    VolumeNr(u16::try_from(volume).unwrap_or(u16::MAX))
+}
+
+/// A device as the metadata room wants it, outside of the engine: for create-md and attach.
+#[derive(Debug)]
+pub struct DeviceIo<'a> {
+    /// The device.
+    pub device: &'a mut Device,
+    /// Writes until the node dies.
+    pub fuse: Option<u32>,
+}
+
+impl MetaIo for DeviceIo<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.device.len()
+    }
+
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.device.len() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        self.device.read_now(offset, buf);
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        if let Some(fuse) = &mut self.fuse {
+            if *fuse == 0 {
+                return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+            }
+            *fuse -= 1;
+        }
+        if offset + buf.len() as u64 > self.device.len() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        self.device.write_now(offset, buf);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.device.flush_now();
+        Ok(())
+    }
+}

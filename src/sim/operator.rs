@@ -1,0 +1,463 @@
+//! Whoever looks after the cluster: commands of an operator, the cluster manager, crashes and restarts.
+
+use super::coverage::Group;
+use super::node::{DeviceIo, nr};
+use super::plan::{Order, Start};
+use super::world::{A, B, Checker, World};
+use crate::engine::Engine;
+use crate::engine::action::CommandError;
+use crate::engine::event::{Command, CommandId, Event};
+use crate::engine::load::{LoadError, load};
+use crate::engine::options::NetOptions;
+use crate::meta::MetaError;
+use crate::units::VolumeNr;
+use crate::wire::state::{ConnState, DiskState, Role};
+
+impl World {
+    // --- life and death ---
+
+    /// A node dies now.
+    pub(super) fn crash(&mut self, node: usize, power: bool) {
+        self.fault(if power { "power cut" } else { "process crash" });
+        self.stats.crashes += 1;
+        self.trace.note(self.now, node, 20, u64::from(power), || format!("DIES, power {power}"));
+        self.links_of_the_dead(node, power);
+        let was_primary = (0..self.differs.len()).filter(|v| self.nodes[node].volumes[*v].seen.role == Role::Primary);
+        let eras: Vec<usize> = was_primary.collect();
+        self.nodes[node].die(power);
+        let lost: Vec<_> = self.pending.iter().filter(|(_, p)| p.node == node).map(|(id, _)| *id).collect();
+        for id in lost {
+            if let Some(pending) = self.pending.remove(&id)
+                && let super::world::Asked::Write(write) = pending.what
+            {
+                self.model.abandon(self.tick, write);
+            }
+        }
+        if power {
+            self.model.power_cut(node);
+        } else {
+            self.model.process_crash(node);
+        }
+        for volume in eras {
+            self.model.new_era(self.tick, volume);
+        }
+        self.compare_all();
+    }
+
+    /// A node that is down starts: volumes, disks, connection.
+    pub(super) fn restart(&mut self, node: usize, fuse: Option<u32>, connect_first: bool) {
+        if self.nodes[node].is_up() {
+            return;
+        }
+        self.trace.note(self.now, node, 21, 0, || format!("starts, fuse {fuse:?}"));
+        let seed = self.dice.engine.next_u64();
+        let mut engine = Engine::new("r0", seed);
+        engine.inject(self.inject);
+        let it = &mut self.nodes[node];
+        it.engine = Some(engine);
+        it.life += 1;
+        it.split_brain = false;
+        self.refuse_old_links(node);
+        let opts = self.nodes[node].params.disk.clone();
+        for volume in 0..self.differs.len() {
+            self.nodes[node].volumes[volume].configured = true;
+            self.command(node, volume, Order::Recycle, Command::NewVolume(opts.clone()));
+        }
+        if connect_first {
+            self.connect_command(node, false);
+        }
+        for volume in 0..self.differs.len() {
+            if !self.attach(node, volume, fuse) {
+                // Its power failed again in the middle of the recovery.
+                return self.crash(node, true);
+            }
+        }
+        if !connect_first {
+            self.connect_command(node, false);
+        }
+    }
+
+    /// Reads a volume's metadata and attaches it; false when the node died over it.
+    pub(super) fn attach(&mut self, node: usize, volume: usize, fuse: Option<u32>) -> bool {
+        let it = &mut self.nodes[node];
+        let vol = &mut it.volumes[volume];
+        if vol.open || !vol.configured || it.engine.is_none() {
+            return true;
+        }
+        let (place, facts) = (vol.place(), vol.facts(&it.params));
+        let mut io = DeviceIo { device: vol.meta_device(), fuse };
+        match load(&mut io, place, facts) {
+            Ok(loaded) => {
+                vol.open = true;
+                let opts = it.params.disk.clone();
+                self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
+                true
+            }
+            Err(LoadError::Meta(MetaError::Io { .. })) if fuse.is_some() => false,
+            Err(error) => {
+                self.fail(Checker::Metadata, format!("volume {volume} cannot be attached: {error}"));
+                true
+            }
+        }
+    }
+
+    pub(super) fn clock(&mut self, node: usize, ms: u64) {
+        self.fault("clock jump");
+        self.nodes[node].clock += ms * 1_000_000;
+        let timers: Vec<_> = self.nodes[node].timers.iter().map(|(timer, at)| (*timer, *at)).collect();
+        let life = self.nodes[node].life;
+        for (timer, at) in timers {
+            let due = self.global(node, at);
+            self.at(due, super::world::Due::Timer { node, life, timer });
+        }
+    }
+
+    // --- commands ---
+
+    pub(super) fn command(&mut self, node: usize, volume: usize, order: Order, command: Command) -> CommandId {
+        self.next_id += 1;
+        let id = CommandId(self.next_id);
+        self.nodes[node].commands.insert(id, (volume, order));
+        self.event(node, Event::Command { id, volume: nr(volume), command });
+        id
+    }
+
+    pub(super) fn command_done(&mut self, node: usize, id: CommandId, result: Result<(), CommandError>) {
+        let Some((volume, order)) = self.nodes[node].commands.remove(&id) else {
+            return self.fail(Checker::Requests, format!("command {} was answered twice, or was never given", id.0));
+        };
+        let outcome = match &result {
+            Ok(()) => String::from("ok"),
+            Err(CommandError::State(result)) => format!("{result:?}"),
+            Err(CommandError::Code { code, .. }) => format!("error {code}"),
+        };
+        self.trace.note(self.now, node, 22, id.0, || format!("vol {volume} {order:?}: {outcome}"));
+        let name = match order {
+            Order::Primary { force: true } => "primary --force",
+            Order::Primary { .. } => "primary",
+            Order::Secondary { .. } => "secondary",
+            Order::Detach { .. } => "detach",
+            Order::Attach => "attach",
+            Order::Connect { .. } => "connect",
+            Order::Disconnect { .. } => "disconnect",
+            Order::Invalidate => "invalidate",
+            Order::InvalidateRemote => "invalidate-remote",
+            Order::Outdate => "outdate",
+            Order::PauseSync => "pause-sync",
+            Order::ResumeSync => "resume-sync",
+            Order::AlUpdates(_) | Order::Rate(_) => "disk-options",
+            Order::Net(_) => "net-options",
+            Order::NewUuid => "new-current-uuid",
+            Order::Recycle => "new-minor",
+        };
+        self.coverage.count(Group::Command, &format!("{name}: {outcome}"));
+        let vol = &mut self.nodes[node].volumes[volume];
+        match order {
+            Order::Primary { force: true } => {
+                vol.forcing = false;
+                if result.is_ok() {
+                    // The peer's data are what this order gives up, if they are not the same.
+                    self.nodes[1 - node].volumes[volume].named = true;
+                }
+            }
+            Order::Attach if result.is_err() => vol.open = false,
+            Order::Invalidate if result.is_err() => vol.named = false,
+            Order::InvalidateRemote if result.is_err() => self.nodes[1 - node].volumes[volume].named = false,
+            Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
+            _ => {}
+        }
+        self.nodes[node].results.insert(id, result);
+    }
+
+    pub(super) fn connect_command(&mut self, node: usize, discard: bool) -> CommandId {
+        if discard {
+            for vol in &mut self.nodes[node].volumes {
+                vol.named = true;
+            }
+        }
+        let net = NetOptions { discard_my_data: discard, ..self.nodes[node].params.net.clone() };
+        self.command(node, 0, Order::Connect { discard }, Command::Connect(Box::new(net)))
+    }
+
+    /// The operator's order, as far as it makes sense on a node that is up.
+    pub(super) fn order(&mut self, node: usize, volume: usize, order: Order) {
+        if !self.nodes[node].is_up() || volume >= self.differs.len() {
+            return;
+        }
+        let command = match order {
+            Order::Primary { force } => {
+                self.nodes[node].volumes[volume].forcing |= force;
+                Command::Primary { force }
+            }
+            Order::Secondary { close } => {
+                if close {
+                    self.close_clients(node, volume);
+                }
+                Command::Secondary
+            }
+            Order::Detach { force } => Command::Detach { force },
+            Order::Attach => {
+                self.attach(node, volume, None);
+                return;
+            }
+            Order::Connect { discard } => {
+                self.connect_command(node, discard);
+                return;
+            }
+            Order::Disconnect { force } => Command::Disconnect { force },
+            Order::Invalidate => {
+                self.nodes[node].volumes[volume].named = true;
+                Command::Invalidate
+            }
+            Order::InvalidateRemote => {
+                self.nodes[1 - node].volumes[volume].named = true;
+                Command::InvalidateRemote
+            }
+            Order::Outdate => Command::Outdate,
+            Order::PauseSync => Command::PauseSync,
+            Order::ResumeSync => Command::ResumeSync,
+            Order::AlUpdates(al_updates) => {
+                self.nodes[node].params.disk.al_updates = al_updates;
+                Command::DiskOptions(self.nodes[node].params.disk.clone())
+            }
+            Order::Rate(mib) => {
+                self.nodes[node].params.disk.resync_rate = (mib > 0).then(|| u64::from(mib) << 20);
+                Command::DiskOptions(self.nodes[node].params.disk.clone())
+            }
+            Order::Net(max) => {
+                let net = &mut self.nodes[node].params.net;
+                (net.max_epoch_size, net.max_buffers) = (max, max);
+                Command::NetOptions(Box::new(net.clone()))
+            }
+            Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },
+            Order::Recycle => {
+                // Everything is taken down in order, as far as it can be; the manager brings it up again.
+                for volume in 0..self.differs.len() {
+                    self.close_clients(node, volume);
+                    self.command(node, volume, Order::Secondary { close: true }, Command::Secondary);
+                }
+                let force = Order::Disconnect { force: false };
+                self.command(node, 0, force, Command::Disconnect { force: false });
+                for volume in 0..self.differs.len() {
+                    self.command(node, volume, Order::Detach { force: false }, Command::Detach { force: false });
+                }
+                return;
+            }
+        };
+        self.command(node, volume, order, command);
+    }
+
+    fn close_clients(&mut self, node: usize, volume: usize) {
+        if std::mem::take(&mut self.nodes[node].volumes[volume].opened) {
+            self.event(node, Event::Closed { volume: nr(volume) });
+        }
+    }
+
+    pub(super) fn switch_over(&mut self) {
+        self.prefer = 1 - self.prefer;
+        self.coverage.count(Group::Fault, "switch-over");
+        for volume in 0..self.differs.len() {
+            if let Some(node) = self.primary(volume)
+                && node != self.prefer
+            {
+                self.order(node, volume, Order::Secondary { close: true });
+            }
+        }
+    }
+
+    // --- the cluster manager ---
+
+    /// Looks after whatever is not as it should be. `bold`: promotes although the other node cannot be asked, and so
+    /// may make a split brain.
+    pub(super) fn manage(&mut self, bold: bool) {
+        if self.peace {
+            for node in [A, B] {
+                self.restart(node, None, false);
+            }
+        }
+        if self.nodes.iter().any(|n| n.split_brain) {
+            self.resolve();
+        }
+        for node in [A, B] {
+            if !self.nodes[node].is_up() {
+                continue;
+            }
+            for volume in 0..self.differs.len() {
+                let vol = &self.nodes[node].volumes[volume];
+                if vol.seen.disk == DiskState::Diskless && !vol.open && (self.peace || bold || self.now.is_multiple_of(3)) {
+                    self.attach(node, volume, None);
+                }
+            }
+            if self.nodes[node].conn == ConnState::StandAlone {
+                self.connect_command(node, false);
+            }
+            if self.peace {
+                self.soothe(node);
+            }
+        }
+        for volume in 0..self.differs.len() {
+            self.promote(volume, bold);
+        }
+    }
+
+    /// In peace nothing is paused, and nobody keeps an odd option.
+    fn soothe(&mut self, node: usize) {
+        for volume in 0..self.differs.len() {
+            if self.nodes[node].volumes[volume].seen.user_isp {
+                self.order(node, volume, Order::ResumeSync);
+            }
+        }
+        if self.nodes[node].params.disk.resync_rate.is_some() {
+            for volume in 0..self.differs.len() {
+                self.order(node, volume, Order::Rate(0));
+            }
+        }
+    }
+
+    fn promote(&mut self, volume: usize, bold: bool) {
+        let up = [A, B].map(|n| self.nodes[n].is_up());
+        let is = |n: usize| self.nodes[n].volumes[volume].seen.role == Role::Primary;
+        if is(A) || is(B) {
+            return;
+        }
+        let prefer = if up[self.prefer] { self.prefer } else { 1 - self.prefer };
+        if !up[prefer] {
+            return;
+        }
+        let seen = self.nodes[prefer].volumes[volume].seen;
+        let together = seen.conn >= ConnState::Connected;
+        let alone = !up[1 - prefer];
+        // Without the other node's word only when it is surely dead, or when somebody is bold.
+        if together || alone || bold {
+            self.order(prefer, volume, Order::Primary { force: false });
+        }
+        let both_bad = (0..2).all(|n| {
+            up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent
+        });
+        if together && both_bad && seen.conn == ConnState::Connected {
+            self.order(prefer, volume, Order::Primary { force: true });
+        }
+    }
+
+    /// A split brain was found: the operator decides for the node that the manager prefers.
+    fn resolve(&mut self) {
+        if !self.nodes.iter().all(super::node::Node::is_up) {
+            return;
+        }
+        let (survivor, victim) = (self.prefer, 1 - self.prefer);
+        for volume in 0..self.differs.len() {
+            self.order(victim, volume, Order::Secondary { close: true });
+        }
+        for node in [survivor, victim] {
+            self.order(node, 0, Order::Disconnect { force: false });
+            self.nodes[node].split_brain = false;
+        }
+        self.connect_command(victim, true);
+        self.connect_command(survivor, false);
+    }
+
+    // --- beginnings ---
+
+    /// Writes fresh metadata everywhere and brings the nodes up as the plan begins.
+    pub(super) fn begin(&mut self) {
+        for node in [A, B] {
+            for volume in 0..self.differs.len() {
+                let label = self.dice.engine.next_u64() | 1;
+                if let Err(error) = self.nodes[node].create_md(volume, label) {
+                    self.fail(Checker::Metadata, format!("create-md: {error}"));
+                }
+            }
+            self.restart(node, None, false);
+        }
+        self.settle_down(3);
+        self.skipping = true;
+        for volume in 0..self.differs.len() {
+            if self.params.start == Start::FullSync {
+                self.order(A, volume, Order::Primary { force: true });
+            } else {
+                self.command(A, volume, Order::NewUuid, Command::NewCurrentUuid { clear_bitmap: true });
+            }
+        }
+        self.settle_down(2);
+        self.skipping = false;
+        match self.params.start {
+            Start::Skipped | Start::FullSync => {}
+            Start::SplitBrain => self.begin_split(),
+            Start::Recreated => self.begin_odd(true),
+            Start::OddFlags => self.begin_odd(false),
+        }
+    }
+
+    fn begin_split(&mut self) {
+        for node in [A, B] {
+            self.order(node, 0, Order::Disconnect { force: false });
+        }
+        self.settle_down(2);
+        for node in [A, B] {
+            for volume in 0..self.differs.len() {
+                self.order(node, volume, Order::Primary { force: false });
+                self.client(super::plan::ClientOp::Write { fua: false }, volume, 64 * (node as u64), 8, node);
+            }
+        }
+        self.settle_down(2);
+        for node in [A, B] {
+            for volume in 0..self.differs.len() {
+                self.order(node, volume, Order::Secondary { close: true });
+            }
+        }
+    }
+
+    /// Node B comes back with metadata that do not fit its past.
+    fn begin_odd(&mut self, recreate: bool) {
+        self.crash(B, false);
+        for volume in 0..self.differs.len() {
+            if recreate {
+                self.nodes[B].volumes[volume].named = true;
+                let label = self.dice.engine.next_u64() | 1;
+                if let Err(error) = self.nodes[B].create_md(volume, label) {
+                    self.fail(Checker::Metadata, format!("create-md: {error}"));
+                }
+            } else {
+                let bits = u32::try_from(self.dice.engine.below(64)).unwrap_or(0);
+                self.odd_flags(volume, bits);
+            }
+        }
+        self.restart(B, None, false);
+    }
+
+    fn odd_flags(&mut self, volume: usize, bits: u32) {
+        let vol = &mut self.nodes[B].volumes[volume];
+        let place = vol.place();
+        let mut io = DeviceIo { device: vol.meta_device(), fuse: None };
+        let Ok(open) = crate::meta::offline::open(&mut io, place) else { return };
+        let mut superblock = open.superblock;
+        // A disk that is said to be good stays one that is not: the other way round would be a lie of the medium.
+        let consistent = crate::meta::MdFlags::CONSISTENT.bits() | crate::meta::MdFlags::WAS_UP_TO_DATE.bits();
+        let kept = superblock.flags.bits() & consistent & bits;
+        let al = superblock.flags.bits() & !0x3f;
+        superblock.flags = crate::meta::MdFlags::from_bits(al | kept | (bits & !consistent));
+        let bytes = superblock.encode();
+        let offset = open.layout.superblock_byte();
+        use crate::meta::MetaIo as _;
+        let _ = io.write_at(offset, &bytes);
+        let _ = io.flush();
+        vol.named = true;
+    }
+
+    /// Virtual seconds pass.
+    pub fn settle_down(&mut self, seconds: u64) {
+        let end = self.now + seconds * 1_000_000_000;
+        self.run_until(end);
+    }
+
+    /// The first volume, for connection commands.
+    #[must_use]
+    pub const fn any_volume() -> VolumeNr {
+        VolumeNr(0)
+    }
+
+    /// Whether the initial sync is being skipped by the operator.
+    pub(super) fn skipping_sync(&self) -> bool {
+        self.skipping
+    }
+}
