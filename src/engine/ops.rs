@@ -63,6 +63,16 @@ impl Engine {
         self.out.push(Action::Disk { op: id, volume: v, io });
     }
 
+    /// The operation after which a discarded range reads as zeroes on both nodes. A device that does not promise it is
+    /// discarded only where the administrator says that whole granules read as zeroes (`discard-zeroes-if-aligned`).
+    pub(crate) fn discard_op(&self, v: VolumeNr, range: SectorRange) -> DiskOp {
+        let zeroes = self.volumes.get(&v).is_some_and(|vol| {
+            let promised = vol.disk.as_ref().is_some_and(|disk| disk.geometry.discard_zeroes);
+            promised || vol.opts.discard_zeroes_if_aligned
+        });
+        if zeroes { DiskOp::Discard(range) } else { DiskOp::WriteZeroes { range, may_unmap: true } }
+    }
+
     /// Starts a flush of the data device, if there is a disk; the mark tells the activity log what it covered.
     pub(crate) fn data_flush_mark(&mut self, v: VolumeNr) -> Option<FlushMark> {
         let disk = self.volumes.get_mut(&v)?.disk.as_mut()?;

@@ -390,9 +390,10 @@ impl Engine {
         request.submitted = true;
         let (v, range) = (request.volume, request.range);
         let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA));
-        let io = match request.io.take() {
+        let io = request.io.take();
+        let io = match io {
             Some(WriteIo::Data(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
-            Some(WriteIo::Discard) => DiskOp::Discard(range),
+            Some(WriteIo::Discard) => self.discard_op(v, range),
             Some(WriteIo::Zeroes { may_unmap }) => DiskOp::WriteZeroes { range, may_unmap },
             None => return,
         };

@@ -178,7 +178,7 @@ impl Engine {
             let data = self.requests.get(key).and_then(|r| r.data.clone());
             let io = match (kind, data) {
                 (Kind::Write { fua }, Some(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
-                (Kind::Discard, _) => DiskOp::Discard(range),
+                (Kind::Discard, _) => self.discard_op(v, range),
                 (Kind::Zeroes { may_unmap, .. }, _) => DiskOp::WriteZeroes { range, may_unmap },
                 (Kind::Write { .. } | Kind::Read, _) => return self.on_request_written(key, Err(no_payload())),
             };

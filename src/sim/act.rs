@@ -67,7 +67,9 @@ impl World {
             DiskOp::MetaFlush => String::from("meta flush"),
         };
         self.trace.note(self.now, node, 4, op.0, || format!("vol {volume} op {:x}: {}", op.0, words(&io)));
-        let loose = !self.nodes[node].params.discard.1;
+        // With discard-zeroes-if-aligned the administrator says that whole granules read as zeroes.
+        let params = &self.nodes[node].params;
+        let loose = !params.discard.1 && !params.disk.discard_zeroes_if_aligned;
         let vol = &mut self.nodes[node].volumes[volume];
         if !vol.open {
             let text = String::from("no disk");

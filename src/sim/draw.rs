@@ -45,7 +45,13 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
     }
     let integrity = rng.percent(10).then(|| AlgName::parse("crc32c")).flatten().unwrap_or(AlgName::NONE);
     let template = NetOptions { protocol, integrity_alg: integrity, ..NetOptions::default() };
-    let nodes = [node(rng, &template), node(rng, &template)];
+    let mut nodes = [node(rng, &template), node(rng, &template)];
+    if volumes.len() > 1 {
+        // Before version 100 a connection has one volume.
+        for node in &mut nodes {
+            node.version = node.version.max(100);
+        }
+    }
     Params {
         seed,
         nodes,
