@@ -16,7 +16,7 @@ fn free(_: ExtentSpan) -> bool {
 
 /// A log whose slots are all taken by idle extents `0..slots`, and the extent after them.
 fn full_log(al_extents: u32) -> (ActivityLog, u32) {
-    let layout = AlLayout::new(al_extents, 1, 128).expect("valid ring");
+    let layout = AlLayout::new(al_extents, 128).expect("valid ring");
     let mut log = ActivityLog::new(layout, 0);
     let slots = u32::from(layout.slots());
     for extent in 0..slots {

@@ -42,10 +42,8 @@ pub enum Begin {
 /// One activity-log transaction, to be written as one 4 KiB block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
-    /// Running number, wraps around.
+    /// Running number, wraps around; says which block of the ring it goes to ([`Layout::al_block_byte`](crate::meta::Layout)).
     pub tr_number: u32,
-    /// Block to write, counted in 4 KiB from the start of the AL area.
-    pub block: u32,
     /// Slot changes, at most 64; none in a pure context transaction.
     pub updates: Vec<(AlSlot, AlExtent)>,
     /// Extents forgotten with this transaction: their changed bitmap pages must be written before it.
@@ -545,7 +543,6 @@ impl ActivityLog {
         context.resize(usize::from(AL_CONTEXT_ENTRIES), AL_FREE);
         let transaction = Transaction {
             tr_number: self.tr_number,
-            block: self.layout.block_of(self.tr_number),
             updates,
             evicts_unflushed: evicted_gen > self.flushed_gen,
             evicted: evicted.clone(),

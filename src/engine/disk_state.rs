@@ -97,9 +97,7 @@ impl Engine {
                 format!("refusing to truncate a consistent device ({size} < {agreed}); {path} stays as it is"),
             ));
         }
-        let Some(al_layout) =
-            AlLayout::new(u32::from(opts.al_extents), superblock.al_stripes, superblock.al_stripe_size_4k)
-        else {
+        let Some(al_layout) = AlLayout::new(u32::from(opts.al_extents), layout.al.blocks()) else {
             return Err(code(119, "the activity log's shape in the superblock is not valid"));
         };
         let state_md = StateMdFlags {

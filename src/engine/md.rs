@@ -135,7 +135,7 @@ impl Engine {
                 .collect(),
         }
         .encode();
-        let offset = disk.layout.al_block_byte(transaction.block);
+        let offset = disk.layout.al_block_byte(transaction.tr_number);
         let mut stages = VecDeque::new();
         if !transaction.evicted.is_empty() {
             stages.push_back(Stage::Pages(Some(transaction.evicted.clone())));

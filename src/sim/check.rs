@@ -24,7 +24,10 @@ impl World {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         let link = self.links.last().is_none_or(|link| link.is_quiet() && link.losing == [false; 2]);
-        link && self.nodes.iter().all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
+        link && self
+            .nodes
+            .iter()
+            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
             && self.pending.is_empty()
     }
 
@@ -83,7 +86,10 @@ impl World {
             let clean = a.count() == 0 && b.count() == 0;
             let Some(page) = odd else { continue };
             if self.both_good(volume) && clean {
-                let text = format!("block {page} of volume {volume} differs, both nodes are UpToDate and clean{}", self.show(volume, page));
+                let text = format!(
+                    "block {page} of volume {volume} differs, both nodes are UpToDate and clean{}",
+                    self.show(volume, page)
+                );
                 return self.fail(Checker::Equal, text);
             }
             // An operator may have thrown away what was known about it, by new metadata.
@@ -160,7 +166,8 @@ impl World {
             ];
             if let Some((what, found, limit)) = limits.into_iter().find(|(_, found, limit)| found > limit) {
                 let name = ["A", "B"][node];
-                return self.fail(Checker::Memory, format!("node {name} holds {found} {what}, at most {limit} are allowed"));
+                return self
+                    .fail(Checker::Memory, format!("node {name} holds {found} {what}, at most {limit} are allowed"));
             }
         }
     }

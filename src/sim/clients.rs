@@ -39,7 +39,9 @@ impl World {
         }
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
         match op {
-            ClientOp::Read => self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count))),
+            ClientOp::Read => {
+                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)))
+            }
             ClientOp::Flush => self.ask(node, volume, Asked::Flush, ClientRequest::Flush),
             ClientOp::Write { fua } => {
                 let id = self.write(node, volume, start, count, false, fua);

@@ -117,8 +117,21 @@ fn transitions() -> Vec<String> {
     let mut all = Vec::new();
     let ends = [C::Timeout, C::BrokenPipe, C::NetworkFailure, C::ProtocolError, C::TearDown, C::Disconnecting];
     let up = [
-        C::WfReportParams, C::Connected, C::StartingSyncS, C::StartingSyncT, C::WfBitMapS, C::WfBitMapT, C::WfSyncUuid,
-        C::SyncSource, C::SyncTarget, C::VerifyS, C::VerifyT, C::PausedSyncS, C::PausedSyncT, C::Ahead, C::Behind,
+        C::WfReportParams,
+        C::Connected,
+        C::StartingSyncS,
+        C::StartingSyncT,
+        C::WfBitMapS,
+        C::WfBitMapT,
+        C::WfSyncUuid,
+        C::SyncSource,
+        C::SyncTarget,
+        C::VerifyS,
+        C::VerifyT,
+        C::PausedSyncS,
+        C::PausedSyncT,
+        C::Ahead,
+        C::Behind,
     ];
     let mut conn = |from: C, to: C| all.push(format!("conn {from} -> {to}"));
     for from in up {

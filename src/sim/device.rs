@@ -8,6 +8,7 @@
 //! flush that covered it, or that one. [`Defect`]s break one of these on purpose, to see that the checkers notice.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -75,9 +76,17 @@ pub enum Defect {
     TornSector,
 }
 
-/// Pages that were ever written; the others are zeroes.
+/// Zeroes that are shared: most of a large device is blank.
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+
+/// A slice of the shared zeroes, if it is one.
+fn is_shared_zero(data: &Bytes) -> bool {
+    ZEROES.as_ptr_range().contains(&data.as_ptr())
+}
+
+/// Pages that were ever written; the others are zeroes. Pages are shared between images until one of them is written.
 #[derive(Clone, Debug)]
-struct Image(Vec<Option<Box<[u8]>>>);
+struct Image(Vec<Option<Rc<[u8; 4096]>>>);
 
 impl Image {
     fn new(bytes: u64) -> Self {
@@ -85,7 +94,7 @@ impl Image {
     }
 
     fn page(&self, page: u64) -> Option<&[u8]> {
-        self.0.get(usize::try_from(page).ok()?)?.as_deref()
+        self.0.get(usize::try_from(page).ok()?)?.as_ref().map(|page| page.as_slice())
     }
 
     /// Calls `f` with each piece of the range that lies in one page: page, first byte in it, offset in the range, length.
@@ -111,9 +120,16 @@ impl Image {
     fn write(&mut self, start: u64, data: &[u8]) {
         Self::pieces(start, data.len() as u64, |page, inside, done, part| {
             let Some(slot) = usize::try_from(page).ok().and_then(|page| self.0.get_mut(page)) else { return };
-            let bytes = slot.get_or_insert_with(|| vec![0; 4096].into_boxed_slice());
+            let bytes = Rc::make_mut(slot.get_or_insert_with(|| Rc::new([0; 4096])));
             bytes[inside..inside + part].copy_from_slice(&data[done..done + part]);
         });
+    }
+
+    /// Whether nothing but blank pages lie in the range.
+    fn is_blank(&self, start: u64, len: u64) -> bool {
+        let page = |at: u64| usize::try_from(at / PAGE).unwrap_or(usize::MAX);
+        let last = page(start + len.max(1) - 1);
+        self.0.get(page(start)..=last).is_some_and(|pages| pages.iter().all(Option::is_none))
     }
 
     fn zero(&mut self, start: u64, len: u64) {
@@ -122,7 +138,7 @@ impl Image {
             if part as u64 == PAGE {
                 *slot = None;
             } else if let Some(bytes) = slot.as_mut() {
-                bytes[inside..inside + part].fill(0);
+                Rc::make_mut(bytes)[inside..inside + part].fill(0);
             }
         });
     }
@@ -314,7 +330,12 @@ impl Device {
         let Some(op) = self.running.remove(&ticket) else { return Ended::default() };
         match op.io {
             Io::Read { start, len } => {
-                let mut out = vec![0; usize::try_from(len).unwrap_or(0)];
+                let size = usize::try_from(len).unwrap_or(0);
+                let busy = self.running.values().any(|op| matches!(op.io, Io::Write { .. }));
+                if !busy && size <= ZEROES.len() && self.current.is_blank(start, len) {
+                    return Ended { data: Some(Bytes::from_static(&ZEROES[..size])), touched: None };
+                }
+                let mut out = vec![0; size];
                 self.current.read(start, &mut out);
                 self.mix_in_flight(start, &mut out);
                 Ended { data: Some(Bytes::from(out)), touched: None }
@@ -415,7 +436,8 @@ impl Device {
                 let mut at = start;
                 for piece in data {
                     let len = piece.len() as u64;
-                    self.cached(Cached { start: at, payload: Payload::Data(piece), done, gone: skip.clone() }, fua);
+                    let payload = if is_shared_zero(&piece) { Payload::Zeroes(len) } else { Payload::Data(piece) };
+                    self.cached(Cached { start: at, payload, done, gone: skip.clone() }, fua);
                     at += len;
                 }
             }

@@ -33,7 +33,8 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         3..6 => Start::FullSync,
         _ => Start::Skipped,
     };
-    let base = [36, 40, 44, 48][usize::try_from(rng.below(4)).unwrap_or(0)] * MIB;
+    // Only a device of more extents than the smallest activity log has slots (67) makes the log forget some.
+    let base = rng.pick(&[36, 40, 44, 296, 312]) * MIB;
     let uneven = rng.percent(10);
     let size = |rng: &mut Rng, base: u64| {
         let more = if uneven { rng.below(64) * 4096 } else { 0 };
@@ -79,7 +80,7 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     };
     let disk = DiskOptions {
         on_io_error: rng.pick(&[OnIoError::Detach, OnIoError::Detach, OnIoError::PassOn]),
-        al_extents: rng.pick(&[7, 7, 13, 1237]),
+        al_extents: rng.pick(&[67, 67, 67, 1237]),
         al_updates: !rng.percent(4),
         disk_flushes: true,
         resync_rate: rng.pick(&[None, None, Some(4 * MIB), Some(40 * MIB)]),
@@ -171,7 +172,9 @@ impl Draft {
         let zeroes = self.rng.pick(&[0, 0, 4]);
         let fua = self.rng.pick(&[0, 0, 10]);
         let aligned = self.rng.coin();
-        let places: Vec<(usize, u64)> = (0..self.rng.within(3, 14)).map(|_| self.place(params)).collect();
+        let large = params.volumes[0][0] > 100 * MIB;
+        let places = if large { self.rng.within(60, 90) } else { self.rng.within(3, 14) };
+        let places: Vec<(usize, u64)> = (0..places).map(|_| self.place(params)).collect();
         let width = self.rng.pick(&[64, 256, 1024]);
         let mut made = 0;
         while made < total {
@@ -244,7 +247,13 @@ impl Draft {
         }
         for at in self.moments(swarm.disk, end) {
             let (node, volume) = self.where_to(params);
-            let kind = self.rng.pick(&[DiskFault::Read, DiskFault::Write, DiskFault::Write, DiskFault::Flush, DiskFault::Meta]);
+            let kind = self.rng.pick(&[
+                DiskFault::Read,
+                DiskFault::Write,
+                DiskFault::Write,
+                DiskFault::Flush,
+                DiskFault::Meta,
+            ]);
             let count = self.rng.pick(&[1, 1, 5]);
             self.add(at, Happening::DiskFault { node, volume, kind, count });
         }
@@ -337,4 +346,3 @@ fn sectors(params: &Params, volume: usize) -> u64 {
     // Internal metadata take less than 1 MiB of devices of this size.
     (a.min(b) - MIB) / 512
 }
-

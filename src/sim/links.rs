@@ -368,11 +368,15 @@ impl World {
 /// A packet without its payload, for traces.
 fn brief(packet: &Packet) -> String {
     match packet {
-        Packet::Data(p) => format!("P_DATA {}+{} id {:x} seq {}", p.sector, p.payload.len() / 512, p.block_id.0, p.seq.0),
+        Packet::Data(p) => {
+            format!("P_DATA {}+{} id {:x} seq {}", p.sector, p.payload.len() / 512, p.block_id.0, p.seq.0)
+        }
         Packet::RsDataReply(p) | Packet::DataReply(p) => {
             format!("{} {}+{} id {:x}", packet.kind().name(), p.sector, p.payload.len() / 512, p.block_id.0)
         }
-        Packet::Bitmap(body) | Packet::CompressedBitmap(body) => format!("{} {} bytes", packet.kind().name(), body.len()),
+        Packet::Bitmap(body) | Packet::CompressedBitmap(body) => {
+            format!("{} {} bytes", packet.kind().name(), body.len())
+        }
         Packet::SyncParam(_) | Packet::Protocol(_) => packet.kind().name().to_owned(),
         other => format!("{other:?}"),
     }

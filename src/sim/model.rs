@@ -203,7 +203,10 @@ impl Model {
         let (own, peer) = (write.node, 1 - write.node);
         let undisturbed = |n: usize| write.powers[n] == scene.powers[n];
         let local = scene.own_good && undisturbed(own);
-        let remote = scene.peer_good && undisturbed(peer) && scene.protocol != 'A' && write.protocol_c == (scene.protocol == 'C');
+        let remote = scene.peer_good
+            && undisturbed(peer)
+            && scene.protocol != 'A'
+            && write.protocol_c == (scene.protocol == 'C');
         write.kept[own] = [local, local && write.fua];
         write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
         write.received_only = scene.protocol == 'B';
@@ -375,7 +378,11 @@ impl Model {
         if found.iter().any(|id| !self.replaced(state, *id, node, NEVER)) {
             return Ok(());
         }
-        Err(format!("sector {sector} of volume {volume} holds {}, promised is {}", self.tell(content), self.promised(state, node)))
+        Err(format!(
+            "sector {sector} of volume {volume} holds {}, promised is {}",
+            self.tell(content),
+            self.promised(state, node)
+        ))
     }
 
     /// Whether a read of `node` that began at `began` and ends at `now` may have returned this. `strict`: the node's own disk
@@ -415,7 +422,8 @@ impl Model {
         }
         let id = found[0];
         let old = self.writes[Self::at(id)].invoked < era_start || id == INITIAL;
-        if old && let Some((seen_in, other)) = state.chosen
+        if old
+            && let Some((seen_in, other)) = state.chosen
             && seen_in == era
             && other != id
         {
@@ -424,7 +432,11 @@ impl Model {
         }
         let zone = |c: &Candidate| {
             let write = &self.writes[Self::at(c.write)];
-            if c.era == era { (c.first_end, c.last_begin) } else { (NEVER, if write.invoked < era_start { 0 } else { write.invoked }) }
+            if c.era == era {
+                (c.first_end, c.last_begin)
+            } else {
+                (NEVER, if write.invoked < era_start { 0 } else { write.invoked })
+            }
         };
         let mut mine = state.candidates.iter().find(|c| c.write == id).map_or((NEVER, 0), zone);
         if old {
@@ -490,13 +502,9 @@ impl Model {
             Content::Alien => String::from("something that nobody wrote there"),
             Content::Write(INITIAL) => String::from("the initial contents"),
             Content::Write(id) => match self.write(id) {
-                Some(w) => format!(
-                    "write {} ({}+{}{})",
-                    id.0,
-                    w.start,
-                    w.count,
-                    if w.acked { ", acknowledged" } else { "" }
-                ),
+                Some(w) => {
+                    format!("write {} ({}+{}{})", id.0, w.start, w.count, if w.acked { ", acknowledged" } else { "" })
+                }
                 None => format!("write {}, which does not exist", id.0),
             },
         }

@@ -12,9 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crate::engine::event::{LinkNr, Socket};
 use crate::units::VolumeNr;
 use crate::wire::agreed::Agreed;
-use crate::wire::codec::{
-    Header, check_digest, decode_body, decode_header, encode_head, header_len, seal,
-};
+use crate::wire::codec::{Header, check_digest, decode_body, decode_header, encode_head, header_len, seal};
 use crate::wire::error::{EncodeError, Place, WireError};
 use crate::wire::kind::{Phase, Socket as WireSocket};
 use crate::wire::packet::Packet;
@@ -201,7 +199,13 @@ impl Link {
     ///
     /// # Errors
     /// The packet does not fit what was agreed: the engine's mistake.
-    pub fn send(&mut self, from: usize, socket: Socket, volume: VolumeNr, mut packet: Packet) -> Result<(), EncodeError> {
+    pub fn send(
+        &mut self,
+        from: usize,
+        socket: Socket,
+        volume: VolumeNr,
+        mut packet: Packet,
+    ) -> Result<(), EncodeError> {
         let agreed = &mut self.agreed[from];
         seal(&mut packet, agreed);
         let mut head = BytesMut::new();

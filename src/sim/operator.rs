@@ -284,7 +284,10 @@ impl World {
             }
             for volume in 0..self.differs.len() {
                 let vol = &self.nodes[node].volumes[volume];
-                if vol.seen.disk == DiskState::Diskless && !vol.open && (self.peace || bold || self.now.is_multiple_of(3)) {
+                if vol.seen.disk == DiskState::Diskless
+                    && !vol.open
+                    && (self.peace || bold || self.now.is_multiple_of(3))
+                {
                     self.attach(node, volume, None);
                 }
             }
@@ -331,9 +334,7 @@ impl World {
         if together || alone || bold {
             self.order(prefer, volume, Order::Primary { force: false });
         }
-        let both_bad = (0..2).all(|n| {
-            up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent
-        });
+        let both_bad = (0..2).all(|n| up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent);
         if together && both_bad && seen.conn == ConnState::Connected {
             self.order(prefer, volume, Order::Primary { force: true });
         }

@@ -23,7 +23,11 @@ impl Trace {
 
     /// Something happened: what kind, where, which, and words that are made only if lines are kept.
     pub fn note(&mut self, now: u64, node: usize, kind: u64, which: u64, words: impl FnOnce() -> String) {
-        self.digest = mix(self.digest.rotate_left(7) ^ now ^ (kind << 56) ^ (node as u64) << 48 ^ which.wrapping_mul(0x9e37_79b9));
+        self.digest = mix(self.digest.rotate_left(7)
+            ^ now
+            ^ (kind << 56)
+            ^ (node as u64) << 48
+            ^ which.wrapping_mul(0x9e37_79b9));
         if let Some(lines) = &mut self.lines {
             let name = ["A", "B", "-"].get(node).copied().unwrap_or("?");
             // Writing to a string cannot fail.

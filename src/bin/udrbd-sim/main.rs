@@ -10,6 +10,9 @@ fn main() {
     let t = std::time::Instant::now();
     let mut virt = 0;
     let mut bad = 0;
+    if lines {
+        println!("{}", udrbd::sim::draw::plan(from).params);
+    }
     for seed in from..to {
         let out = std::panic::catch_unwind(|| udrbd::sim::run::seed(seed, None, lines));
         match out {
@@ -25,10 +28,19 @@ fn main() {
                     println!("seed {seed}: {} at {} {}", v.checker.name(), v.at / 1_000_000, v.text);
                 }
             }
-            Err(_) => { bad += 1; println!("seed {seed}: PANIC") },
+            Err(_) => {
+                bad += 1;
+                println!("seed {seed}: PANIC")
+            }
         }
     }
     ops.sort_unstable();
     let s = t.elapsed().as_secs_f64();
-    println!("{} seeds, {bad} bad, median ops {}, {:.1} s, {:.0}x", to - from, ops.get(ops.len() / 2).copied().unwrap_or(0), s, virt as f64 / 1e9 / s);
+    println!(
+        "{} seeds, {bad} bad, median ops {}, {:.1} s, {:.0}x",
+        to - from,
+        ops.get(ops.len() / 2).copied().unwrap_or(0),
+        s,
+        virt as f64 / 1e9 / s
+    );
 }

@@ -62,16 +62,14 @@ impl ExtentSpan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlLayout {
     slots: u16,
-    stripes: u32,
-    stripe_blocks: u32,
+    blocks: u32,
 }
 
 impl AlLayout {
-    /// A layout for the `al-extents` setting, clamped to what the ring of `stripes * stripe_blocks` 4 KiB blocks can
-    /// rebuild. `None` when the ring is no valid one (fewer than 8 or more than 4194304 blocks).
+    /// A layout for the `al-extents` setting, clamped to what a ring of so many 4 KiB blocks can rebuild.
+    /// `None` when the ring is no valid one (fewer than 8 or more than 4194304 blocks).
     #[must_use]
-    pub fn new(al_extents: u32, stripes: u32, stripe_blocks: u32) -> Option<Self> {
-        let blocks = stripes.checked_mul(stripe_blocks)?;
+    pub fn new(al_extents: u32, blocks: u32) -> Option<Self> {
         if !(8..=4_194_304).contains(&blocks) {
             return None;
         }
@@ -81,7 +79,7 @@ impl AlLayout {
             u16::try_from((blocks - 1) * u32::from(AL_CONTEXT_ENTRIES)).unwrap_or(AL_EXTENTS_MAX).min(AL_EXTENTS_MAX)
         };
         let slots = u16::try_from(al_extents).unwrap_or(u16::MAX).clamp(AL_EXTENTS_MIN, max);
-        Some(Self { slots, stripes, stripe_blocks })
+        Some(Self { slots, blocks })
     }
 
     /// Slots in effect.
@@ -93,13 +91,6 @@ impl AlLayout {
     /// 4 KiB blocks of the ring.
     #[must_use]
     pub const fn blocks(self) -> u32 {
-        self.stripes * self.stripe_blocks
-    }
-
-    /// The block, counted from the start of the AL area, where a transaction goes. Neighbours go to different stripes.
-    #[must_use]
-    pub const fn block_of(self, tr_number: u32) -> u32 {
-        let k = tr_number % self.blocks();
-        (k % self.stripes) * self.stripe_blocks + k / self.stripes
+        self.blocks
     }
 }

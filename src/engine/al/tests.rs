@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::units::{Sector, SectorRange, Sectors};
 
-fn layout(al_extents: u32, stripes: u32, blocks: u32) -> AlLayout {
-    AlLayout::new(al_extents, stripes, blocks).expect("valid ring")
+fn layout(al_extents: u32, blocks: u32) -> AlLayout {
+    AlLayout::new(al_extents, blocks).expect("valid ring")
 }
 
 fn span(first: u32, last: u32) -> ExtentSpan {
@@ -43,13 +43,18 @@ impl Ring {
         Self(vec![None; usize::try_from(layout.blocks()).expect("small")])
     }
 
+    fn at(&self, transaction: &Transaction) -> usize {
+        usize::try_from(transaction.tr_number).expect("small") % self.0.len()
+    }
+
     fn write(&mut self, transaction: &Transaction) {
-        self.0[usize::try_from(transaction.block).expect("small")] = Some(transaction.clone());
+        let at = self.at(transaction);
+        self.0[at] = Some(transaction.clone());
     }
 
     fn torn(&self, transaction: &Transaction) -> Self {
         let mut torn = self.clone();
-        torn.0[usize::try_from(transaction.block).expect("small")] = None;
+        torn.0[self.at(transaction)] = None;
         torn
     }
 
@@ -120,7 +125,6 @@ impl World {
         if let Some(transaction) = self.log.next_transaction(Self::gate(self.held)) {
             assert!(self.flight.is_none(), "one transaction at a time");
             assert!(transaction.updates.len() <= AL_UPDATES_MAX);
-            assert_eq!(transaction.block, self.log.layout().block_of(transaction.tr_number));
             for old in &transaction.evicted {
                 assert!(
                     !self.granted.iter().any(|span| span.iter().any(|e| e == *old)),
@@ -222,7 +226,7 @@ proptest! {
         tr_number in prop_oneof![Just(0_u32), Just(u32::MAX - 5)],
         stripes in prop_oneof![Just(1_u32), Just(2_u32)],
     ) {
-        let mut world = World::new(layout(al_extents, stripes, 8), tr_number);
+        let mut world = World::new(layout(al_extents, 8 * stripes), tr_number);
         for op in ops {
             match op {
                 Op::Begin(first, last) => world.begin(span(first, last)),
@@ -262,7 +266,7 @@ proptest! {
 
 #[test]
 fn the_largest_set_that_a_ring_allows_survives_a_torn_block_at_every_transaction() {
-    let mut world = World::new(layout(65534, 1, 8), 0);
+    let mut world = World::new(layout(65534, 8), 0);
     assert_eq!(world.log.layout().slots(), 6433);
     let mut place = 1_u32;
     for round in 0..400_u32 {
@@ -288,22 +292,14 @@ fn the_largest_set_that_a_ring_allows_survives_a_torn_block_at_every_transaction
 
 #[test]
 fn limits_of_al_extents_follow_the_ring() {
-    assert_eq!(layout(1237, 1, 8).slots(), 1237);
-    assert_eq!(layout(65000, 1, 8).slots(), 6433);
-    assert_eq!(layout(1, 1, 8).slots(), 67);
-    assert_eq!(layout(65534, 1, 72).slots(), 65249);
-    assert_eq!(layout(u32::MAX, 1, 73).slots(), 65534);
-    assert_eq!(AlLayout::new(1237, 1, 7), None);
-    assert_eq!(AlLayout::new(1237, 0, 8), None);
-    assert_eq!(AlLayout::new(1237, u32::MAX, 2), None);
-}
-
-#[test]
-fn consecutive_transactions_go_to_different_stripes() {
-    let striped = layout(67, 3, 4);
-    let blocks: Vec<u32> = (108..=112).map(|tr| striped.block_of(tr)).collect();
-    assert_eq!(blocks, [0, 4, 8, 1, 5]);
-    assert_eq!(layout(67, 1, 8).block_of(17), 1);
+    assert_eq!(layout(1237, 8).slots(), 1237);
+    assert_eq!(layout(65000, 8).slots(), 6433);
+    assert_eq!(layout(1, 8).slots(), 67);
+    assert_eq!(layout(65534, 72).slots(), 65249);
+    assert_eq!(layout(u32::MAX, 73).slots(), 65534);
+    assert_eq!(AlLayout::new(1237, 7), None);
+    assert_eq!(AlLayout::new(1237, 0), None);
+    assert_eq!(AlLayout::new(1237, u32::MAX), None);
 }
 
 #[test]
@@ -319,10 +315,10 @@ fn a_span_is_what_a_request_touches_and_at_most_64_extents() {
 
 #[test]
 fn the_first_transaction_looks_as_the_kernel_writes_it() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     let first = make_hot(&mut log, 1, span(1, 1)).expect("cold");
     assert_eq!(first.updates, [(AlSlot(66), AlExtent(1))]);
-    assert_eq!((first.tr_number, first.block, first.context_size, first.context_start), (0, 0, 67, 0));
+    assert_eq!((first.tr_number, first.context_size, first.context_start), (0, 67, 0));
     assert_eq!(first.context.len(), 919);
     assert!(first.context.iter().all(|&extent| extent == AL_FREE), "the context shows the set before the update");
     let second = make_hot(&mut log, 2, span(5, 5)).expect("cold");
@@ -335,7 +331,7 @@ fn the_first_transaction_looks_as_the_kernel_writes_it() {
 
 #[test]
 fn the_context_goes_round_in_steps_of_919() {
-    let mut log = ActivityLog::new(layout(1237, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(1237, 8), 0);
     let starts: Vec<u16> =
         (0..4).map(|i| make_hot(&mut log, u64::from(i), span(i, i)).expect("cold").context_start).collect();
     assert_eq!(starts, [0, 919, 0, 919]);
@@ -343,7 +339,7 @@ fn the_context_goes_round_in_steps_of_919() {
 
 #[test]
 fn requests_that_arrive_during_a_transaction_share_the_next_one() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     assert_eq!(log.begin(key(1), span(1, 1), free), Begin::Pending);
     let first = log.next_transaction(free).expect("one update");
     assert_eq!(log.begin(key(2), span(1, 1), free), Begin::Pending, "not committed yet");
@@ -362,7 +358,7 @@ fn requests_that_arrive_during_a_transaction_share_the_next_one() {
 
 #[test]
 fn at_most_64_updates_go_into_one_transaction_and_order_is_kept() {
-    let mut log = ActivityLog::new(layout(200, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(200, 8), 0);
     for i in 0..70 {
         assert_eq!(log.begin(key(u64::from(i)), span(i, i), free), Begin::Pending);
     }
@@ -375,7 +371,7 @@ fn at_most_64_updates_go_into_one_transaction_and_order_is_kept() {
 
 #[test]
 fn the_least_recently_used_idle_extent_is_evicted() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     for i in 0..67 {
         make_hot(&mut log, u64::from(i), span(i, i));
     }
@@ -391,7 +387,7 @@ fn the_least_recently_used_idle_extent_is_evicted() {
 
 #[test]
 fn a_starving_log_stops_the_fast_path_until_a_reference_is_dropped() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     for i in 0..67 {
         make_hot(&mut log, u64::from(i), span(i, i));
     }
@@ -411,7 +407,7 @@ fn a_starving_log_stops_the_fast_path_until_a_reference_is_dropped() {
 
 #[test]
 fn a_write_held_by_resync_is_set_aside_without_references_and_does_not_stop_others() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     make_hot(&mut log, 1, span(4, 4));
     let held = |span: ExtentSpan| span.iter().any(|extent| extent.0 == 5);
     assert_eq!(log.begin(key(2), span(4, 5), held), Begin::Blocked);
@@ -430,7 +426,7 @@ fn a_write_held_by_resync_is_set_aside_without_references_and_does_not_stop_othe
 
 #[test]
 fn an_eviction_says_whether_the_data_was_flushed_since_the_last_write() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     for i in 0..67 {
         let transaction = make_hot(&mut log, u64::from(i), span(i, i)).expect("cold");
         assert!(!transaction.evicts_unflushed, "nothing is evicted");
@@ -451,7 +447,7 @@ fn an_eviction_says_whether_the_data_was_flushed_since_the_last_write() {
 
 #[test]
 fn after_a_failure_the_next_transaction_repeats_number_block_and_evictions() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     for i in 0..67 {
         make_hot(&mut log, u64::from(i), span(i, i));
     }
@@ -462,16 +458,13 @@ fn after_a_failure_the_next_transaction_repeats_number_block_and_evictions() {
     assert!(!log.referenced(AlExtent(100)));
     assert_eq!(log.begin(key(101), span(0, 0), free), Begin::Pending, "the disk may have forgotten it");
     let again = log.next_transaction(free).expect("cold");
-    assert_eq!(
-        (again.tr_number, again.block, again.context_start),
-        (failed.tr_number, failed.block, failed.context_start)
-    );
+    assert_eq!((again.tr_number, again.context_start), (failed.tr_number, failed.context_start));
     assert_eq!((again.evicted, again.evicts_unflushed), (vec![AlExtent(0)], true));
 }
 
 #[test]
 fn without_updates_the_set_is_kept_in_memory_and_the_ring_is_rewritten_afterwards() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     log.set_updates(false);
     assert_eq!(log.begin(key(1), span(1, 3), free), Begin::Hot);
     assert!(log.referenced(AlExtent(3)));
@@ -498,7 +491,7 @@ fn without_updates_the_set_is_kept_in_memory_and_the_ring_is_rewritten_afterward
 
 #[test]
 fn while_suspended_requests_go_without_references() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     assert_eq!(log.begin(key(1), span(1, 1), free), Begin::Pending);
     assert_eq!(log.begin(key(2), span(2, 2), |_| true), Begin::Blocked);
     assert_eq!(log.suspend(), [key(2), key(1)]);
@@ -510,7 +503,7 @@ fn while_suspended_requests_go_without_references() {
 
 #[test]
 fn a_recovered_set_is_hot_and_what_has_no_slot_is_given_back() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 41);
+    let mut log = ActivityLog::new(layout(67, 8), 41);
     let left = log.load_recovered([(AlSlot(3), AlExtent(7)), (AlSlot(900), AlExtent(8)), (AlSlot(4), AlExtent(7))]);
     assert_eq!(left, [AlExtent(8)]);
     assert_eq!(log.begin(key(1), span(7, 7), free), Begin::Hot);
@@ -520,11 +513,11 @@ fn a_recovered_set_is_hot_and_what_has_no_slot_is_given_back() {
 
 #[test]
 fn changing_the_size_needs_an_idle_log_and_forgets_it_only_with_the_bitmap_written() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     make_hot(&mut log, 1, span(1, 2));
-    assert_eq!(log.reconfigure(layout(100, 1, 8)), Err(AlBusy));
+    assert_eq!(log.reconfigure(layout(100, 8)), Err(AlBusy));
     log.end(span(1, 2));
-    assert_eq!(log.reconfigure(layout(100, 1, 8)), Ok(()));
+    assert_eq!(log.reconfigure(layout(100, 8)), Ok(()));
     assert_eq!(log.hot_extents().count(), 0);
     let transaction = make_hot(&mut log, 2, span(5, 5)).expect("cold");
     assert_eq!((transaction.tr_number, transaction.context_size), (1, 100));
@@ -534,7 +527,7 @@ fn changing_the_size_needs_an_idle_log_and_forgets_it_only_with_the_bitmap_writt
 
 #[test]
 fn waiting_requests_can_be_taken_out_when_the_disk_is_lost() {
-    let mut log = ActivityLog::new(layout(67, 1, 8), 0);
+    let mut log = ActivityLog::new(layout(67, 8), 0);
     assert_eq!(log.begin(key(1), span(1, 1), free), Begin::Pending);
     let transaction = log.next_transaction(free).expect("cold");
     assert_eq!(log.begin(key(2), span(2, 2), free), Begin::Pending);
