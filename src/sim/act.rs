@@ -229,21 +229,24 @@ impl World {
             s.conn == ConnState::Connected && s.disk == DiskState::UpToDate && s.pdsk == DiskState::UpToDate
         };
         if !good(old) && good(new) {
-            self.called_equal(node, volume);
+            self.called_equal(node, 1 - node, volume);
+            if target(old.conn) {
+                // What the source keeps went over here.
+                self.called_equal(1 - node, node, volume);
+            }
         }
         if old.role != new.role {
             self.model.new_era(self.tick, volume);
         }
     }
 
-    /// The node calls both disks good and connected: promises go over.
-    fn called_equal(&mut self, node: usize, volume: usize) {
-        let peer = 1 - node;
+    /// A node calls both disks good and connected: promises go over.
+    fn called_equal(&mut self, from: usize, to: usize, volume: usize) {
         let Some(link) = self.links.last() else { return };
         let powers = [self.nodes[0].powers, self.nodes[1].powers];
-        let unflushed = link.powers[peer] == powers[peer];
+        let unflushed = link.powers[to] == powers[to];
         let since = self.resync_since[volume].max(link.since);
-        self.model.peer_is_good(volume, node, peer, since, unflushed);
+        self.model.peer_is_good(volume, from, to, since, unflushed);
     }
 
     /// A node's data begin to be replaced by the peer's.

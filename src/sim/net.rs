@@ -86,6 +86,8 @@ pub struct Pipe {
     pub handing: bool,
     /// A delivery is due.
     pub delivering: bool,
+    /// Bytes were lost: nothing that follows can arrive.
+    pub broken: bool,
     /// The sender has closed its end; what it queued still comes.
     pub closed: bool,
 }
@@ -150,6 +152,7 @@ impl Pipe {
 
     /// Everything on the way is lost.
     pub fn lose(&mut self) {
+        self.broken = true;
         self.outbox = Chunks::default();
         self.ends.clear();
         self.flight = Chunks::default();
@@ -214,6 +217,9 @@ impl Link {
             agreed.note_sent(&packet);
         }
         let pipe = &mut self.pipes[from][index(socket)];
+        if pipe.broken {
+            return Ok(());
+        }
         let payload = packet.payload().cloned().unwrap_or_default();
         pipe.ends.push_back(head.len() + payload.len());
         pipe.outbox.push(head.freeze());

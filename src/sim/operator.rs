@@ -160,7 +160,10 @@ impl World {
                     self.nodes[1 - node].volumes[volume].named = true;
                 }
             }
-            Order::Attach if result.is_err() => vol.open = false,
+            Order::Attach if result.is_err() => {
+                vol.open = false;
+                self.nodes[node].refused_attach += 1;
+            }
             Order::Invalidate if result.is_err() => vol.named = false,
             Order::InvalidateRemote if result.is_err() => self.nodes[1 - node].volumes[volume].named = false,
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
@@ -291,6 +294,13 @@ impl World {
                     self.attach(node, volume, None);
                 }
             }
+            if self.peace && self.nodes[node].refused_attach >= 3 {
+                // The disk is refused for what the node has seen in this life: as an operator does, down and up.
+                self.nodes[node].refused_attach = 0;
+                self.crash(node, false);
+                self.restart(node, None, false);
+                continue;
+            }
             if self.nodes[node].conn == ConnState::StandAlone {
                 self.connect_command(node, false);
             }
@@ -335,7 +345,7 @@ impl World {
             self.order(prefer, volume, Order::Primary { force: false });
         }
         let both_bad = (0..2).all(|n| up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent);
-        if together && both_bad && seen.conn == ConnState::Connected {
+        if both_bad && (self.peace || seen.conn == ConnState::Connected) {
             self.order(prefer, volume, Order::Primary { force: true });
         }
     }
