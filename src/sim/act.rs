@@ -197,6 +197,7 @@ impl World {
                     self.stats.split_brains += 1;
                     self.nodes[node].split_brain = true;
                 }
+                self.nodes[node].unrelated |= text.starts_with("Unrelated data");
                 self.nodes[node].note(text);
             }
         }
@@ -221,6 +222,10 @@ impl World {
         }
         if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate && !target(old.conn) {
             self.declared_good(node, volume);
+        }
+        if old.disk > DiskState::Inconsistent && new.disk == DiskState::Inconsistent && !target(new.conn) {
+            // An I/O error passed on, or an order: whatever is on it is not good any more.
+            self.model.gone_bad(volume, node);
         }
         if new.disk == DiskState::UpToDate && new.conn == ConnState::Connected {
             self.nodes[node].volumes[volume].named = false;

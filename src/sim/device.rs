@@ -227,6 +227,8 @@ struct Running {
     horizon: u64,
     /// Sectors whose place in the order was taken by a write that ended later in time but earlier in effect.
     skip: SmallVec<[u64; 2]>,
+    /// Sectors that a reader has seen before the end: no later reader sees the old ones.
+    seen: SmallVec<[u64; 2]>,
 }
 
 /// Names an operation in flight.
@@ -321,7 +323,7 @@ impl Device {
     pub fn submit(&mut self, io: Io) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.running.insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new() });
+        self.running.insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new(), seen: SmallVec::new() });
         ticket
     }
 
@@ -386,12 +388,16 @@ impl Device {
     /// A read that overlaps a write in flight sees old or new, sector by sector.
     fn mix_in_flight(&mut self, start: u64, out: &mut [u8]) {
         let end = start + out.len() as u64;
-        for op in self.running.values() {
+        for op in self.running.values_mut() {
             let Io::Write { start: from, data, .. } = &op.io else { continue };
             let len: u64 = data.iter().map(|piece| piece.len() as u64).sum();
             let mut sector = (*from).max(start) / SECTOR_BYTES;
             while sector * SECTOR_BYTES < (from + len).min(end) {
-                if self.rng.coin() && !op.skip.contains(&sector) {
+                let seen = op.seen.contains(&sector);
+                if !op.skip.contains(&sector) && (seen || self.rng.coin()) {
+                    if !seen {
+                        op.seen.push(sector);
+                    }
                     let to = usize::try_from(sector * SECTOR_BYTES - start).unwrap_or(0);
                     if let Some(bytes) = sector_of(data, sector * SECTOR_BYTES - from) {
                         out[to..to + SECTOR].copy_from_slice(bytes);
@@ -410,8 +416,9 @@ impl Device {
             let (first, end) = (start.max(from), (start + len).min(from + other_len));
             let mut at = first;
             while at < end {
-                if self.rng.coin() {
-                    other.skip.push(at / SECTOR_BYTES);
+                let sector = at / SECTOR_BYTES;
+                if !other.seen.contains(&sector) && self.rng.coin() {
+                    other.skip.push(sector);
                 }
                 at += SECTOR_BYTES;
             }

@@ -280,6 +280,15 @@ impl Model {
         }
     }
 
+    /// A node's disk is known to be bad: nothing is promised on it.
+    pub fn gone_bad(&mut self, volume: usize, node: usize) {
+        for id in &self.volumes[volume].writes {
+            let write = &mut self.writes[Self::at(*id)];
+            write.lost[node] |= write.kept[node][0];
+            write.kept[node] = [false; 2];
+        }
+    }
+
     /// A node's process died: under protocol B what it had only received is gone.
     pub fn process_crash(&mut self, node: usize) {
         for write in &mut self.writes[1..] {

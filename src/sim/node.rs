@@ -150,6 +150,8 @@ pub struct Node {
     pub queued: VecDeque<Event>,
     /// Actions of a call, while they are carried out.
     pub actions: Vec<Action>,
+    /// The peer's data were found to have no common past.
+    pub unrelated: bool,
     /// Attaches refused in this life.
     pub refused_attach: u32,
     /// Needs `--discard-my-data` at the next connect: a split brain was found.
@@ -200,6 +202,7 @@ impl Node {
             busy: false,
             queued: VecDeque::new(),
             actions: Vec::new(),
+            unrelated: false,
             refused_attach: 0,
             split_brain: false,
         }

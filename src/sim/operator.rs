@@ -46,8 +46,27 @@ impl World {
 
     /// A node that is down starts: volumes, disks, connection.
     pub(super) fn restart(&mut self, node: usize, fuse: Option<u32>, connect_first: bool) {
-        if self.nodes[node].is_up() {
+        if !self.start(node, fuse) {
             return;
+        }
+        if connect_first {
+            self.connect_command(node, false);
+        }
+        for volume in 0..self.differs.len() {
+            if !self.attach(node, volume, fuse) {
+                // Its power failed again in the middle of the recovery.
+                return self.crash(node, true);
+            }
+        }
+        if !connect_first {
+            self.connect_command(node, false);
+        }
+    }
+
+    /// The process of a node that is down starts, with its volumes; false when it was up.
+    fn start(&mut self, node: usize, fuse: Option<u32>) -> bool {
+        if self.nodes[node].is_up() {
+            return false;
         }
         self.trace.note(self.now, node, 21, 0, || format!("starts, fuse {fuse:?}"));
         let seed = self.dice.engine.next_u64();
@@ -63,18 +82,7 @@ impl World {
             self.nodes[node].volumes[volume].configured = true;
             self.command(node, volume, Order::Recycle, Command::NewVolume(opts.clone()));
         }
-        if connect_first {
-            self.connect_command(node, false);
-        }
-        for volume in 0..self.differs.len() {
-            if !self.attach(node, volume, fuse) {
-                // Its power failed again in the middle of the recovery.
-                return self.crash(node, true);
-            }
-        }
-        if !connect_first {
-            self.connect_command(node, false);
-        }
+        true
     }
 
     /// Reads a volume's metadata and attaches it; false when the node died over it.
@@ -311,6 +319,47 @@ impl World {
         for volume in 0..self.differs.len() {
             self.promote(volume, bold);
         }
+        if self.peace {
+            self.last_resort();
+        }
+    }
+
+    /// Where DRBD leaves people alone: two Primaries that meet, or no good disk on either node.
+    fn last_resort(&mut self) {
+        self.rounds += 1;
+        if !self.rounds.is_multiple_of(8) {
+            return;
+        }
+        for volume in 0..self.differs.len() {
+            if [A, B].iter().all(|n| self.nodes[*n].volumes[volume].seen.role == Role::Primary) {
+                self.order(1 - self.prefer, volume, Order::Secondary { close: true });
+            }
+        }
+        self.renew_unrelated();
+        let no_good = |world: &Self, volume: usize| {
+            [A, B].iter().all(|n| world.nodes[*n].volumes[volume].seen.disk < DiskState::Outdated)
+        };
+        if !(0..self.differs.len()).any(|volume| no_good(self, volume)) {
+            return;
+        }
+        self.coverage.count(Group::Fault, "last resort");
+        for node in [A, B] {
+            self.crash(node, false);
+            self.start(node, None);
+            for volume in 0..self.differs.len() {
+                self.attach(node, volume, None);
+            }
+        }
+        self.settle_down(1);
+        for volume in 0..self.differs.len() {
+            if no_good(self, volume) {
+                self.order(self.prefer, volume, Order::Primary { force: true });
+            }
+        }
+        self.settle_down(1);
+        for node in [A, B] {
+            self.connect_command(node, false);
+        }
     }
 
     /// In peace nothing is paused, and nobody keeps an odd option.
@@ -325,6 +374,26 @@ impl World {
                 self.order(node, volume, Order::Rate(0));
             }
         }
+    }
+
+    /// Data without a common past: the operator gives one node up and creates its metadata again.
+    fn renew_unrelated(&mut self) {
+        if !self.nodes.iter().any(|n| n.unrelated) {
+            return;
+        }
+        let victim = 1 - self.prefer;
+        for node in &mut self.nodes {
+            node.unrelated = false;
+        }
+        self.crash(victim, false);
+        for volume in 0..self.differs.len() {
+            self.nodes[victim].volumes[volume].named = true;
+            let label = self.dice.engine.next_u64() | 1;
+            if let Err(error) = self.nodes[victim].create_md(volume, label) {
+                self.fail(Checker::Metadata, format!("create-md: {error}"));
+            }
+        }
+        self.compare_all();
     }
 
     fn promote(&mut self, volume: usize, bold: bool) {

@@ -212,6 +212,8 @@ pub struct World {
     pub(super) prefer: usize,
     /// The operator is skipping the initial sync of blank disks.
     pub(super) skipping: bool,
+    /// Rounds of the manager in peace.
+    pub(super) rounds: u32,
     /// No more faults: the cluster manager does all it can.
     pub(super) peace: bool,
 }
@@ -267,6 +269,7 @@ impl World {
             inject,
             prefer: A,
             skipping: false,
+            rounds: 0,
             peace: false,
         };
         for at in 0..world.steps.len() {
