@@ -117,7 +117,7 @@ impl World {
         if let Some((start, len)) = ended.touched
             && (!on_meta || shared)
         {
-            self.touched(volume, start, len);
+            self.touched(node, volume, start, len);
         }
         let result = if failing {
             Err(DiskFailure { text: String::from("injected"), unsupported: false })
@@ -165,7 +165,15 @@ impl World {
         self.coverage.count(Group::Request, &format!("{kind} {outcome}"));
         self.stats.operations += u64::from(result.is_ok());
         match (pending.what, result) {
-            (Asked::Write(write), result) => self.model.end_write(now, write, result.is_ok(), &scene),
+            (Asked::Write(write), result) => {
+                self.model.end_write(now, write, result.is_ok(), &scene);
+                if let Some(w) = self.model.write(write) {
+                    let pages = w.start / 8..(w.start + w.count).div_ceil(8);
+                    for list in &mut self.unchecked {
+                        list[pending.volume].extend(pages.clone());
+                    }
+                }
+            }
             (Asked::Flush, Ok(_)) => {
                 self.model.end_flush(node, pending.volume, pending.began, &scene, pending.powers);
             }
@@ -241,6 +249,7 @@ impl World {
             }
         }
         if old.role != new.role {
+            self.unchecked_all[volume] = true;
             self.model.new_era(self.tick, volume);
         }
     }
@@ -250,6 +259,7 @@ impl World {
         let Some(link) = self.links.last() else { return };
         let powers = [self.nodes[0].powers, self.nodes[1].powers];
         let unflushed = link.powers[to] == powers[to];
+        self.unchecked_all[volume] = true;
         let since = self.resync_since[volume].max(link.since);
         self.model.peer_is_good(volume, from, to, since, unflushed);
     }

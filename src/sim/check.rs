@@ -121,11 +121,24 @@ impl World {
     /// P1: what the disks hold against what was promised.
     pub(super) fn check_promises(&mut self) {
         for volume in 0..self.differs.len() {
+            let all = std::mem::take(&mut self.unchecked_all[volume]);
             for node in [A, B] {
                 if !self.nodes[node].is_up() || self.state(node, volume).disk != DiskState::UpToDate {
+                    self.unchecked_all[volume] |= all;
                     continue;
                 }
-                for (sector, content) in self.contents(node, volume) {
+                let pages = std::mem::take(&mut self.unchecked[node][volume]);
+                let sectors: Vec<u64> = if all {
+                    self.model.touched(volume)
+                } else {
+                    pages
+                        .iter()
+                        .flat_map(|page| page * 8..page * 8 + 8)
+                        .filter(|s| self.model.is_touched(volume, *s))
+                        .collect()
+                };
+                for sector in sectors {
+                    let content = self.content(node, volume, sector);
                     if let Err(text) = self.model.check_disk(node, volume, sector, content) {
                         let name = ["A", "B"][node];
                         return self.fail(Checker::Lost, format!("node {name}: {text}"));
@@ -135,15 +148,15 @@ impl World {
         }
     }
 
+    fn content(&self, node: usize, volume: usize, sector: u64) -> Content {
+        let Some(page) = self.nodes[node].volumes[volume].data.page(sector / 8) else { return Content::Zero };
+        let at = usize::try_from(sector % 8).unwrap_or(0) * SECTOR;
+        stamp::content(&page[at..at + SECTOR], sector)
+    }
+
     /// What a node's disk shows on every sector that clients ever wrote.
     pub(super) fn contents(&self, node: usize, volume: usize) -> BTreeMap<u64, Content> {
-        let data = &self.nodes[node].volumes[volume].data;
-        let read = |sector: u64| {
-            let Some(page) = data.page(sector / 8) else { return Content::Zero };
-            let at = usize::try_from(sector % 8).unwrap_or(0) * SECTOR;
-            stamp::content(&page[at..at + SECTOR], sector)
-        };
-        self.model.touched(volume).into_iter().map(|sector| (sector, read(sector))).collect()
+        self.model.touched(volume).into_iter().map(|sector| (sector, self.content(node, volume, sector))).collect()
     }
 
     /// A node's disk becomes the truth.
@@ -212,6 +225,8 @@ impl World {
 
     /// P6 and forgotten requests, after the world had its time.
     pub fn check_settled(&mut self) {
+        self.unchecked_all.fill(true);
+        self.check_promises();
         if let Some((id, pending)) = self.pending.first_key_value() {
             let text = format!("request {} ({:?}) of volume {} was never answered", id.0, pending.what, pending.volume);
             return self.fail(Checker::Requests, text);

@@ -120,9 +120,22 @@ impl Image {
     fn write(&mut self, start: u64, data: &[u8]) {
         Self::pieces(start, data.len() as u64, |page, inside, done, part| {
             let Some(slot) = usize::try_from(page).ok().and_then(|page| self.0.get_mut(page)) else { return };
+            if slot.is_none() && data[done..done + part] == ZEROES[..part] {
+                return;
+            }
             let bytes = Rc::make_mut(slot.get_or_insert_with(|| Rc::new([0; 4096])));
             bytes[inside..inside + part].copy_from_slice(&data[done..done + part]);
         });
+    }
+
+    /// Takes over the pages of a range.
+    fn share(&mut self, other: &Self, start: u64, len: u64) {
+        for page in start / PAGE..(start + len).div_ceil(PAGE) {
+            let Ok(at) = usize::try_from(page) else { continue };
+            if let (Some(mine), Some(theirs)) = (self.0.get_mut(at), other.0.get(at)) {
+                mine.clone_from(theirs);
+            }
+        }
     }
 
     /// Whether nothing but blank pages lie in the range.
@@ -323,7 +336,8 @@ impl Device {
     pub fn submit(&mut self, io: Io) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.running.insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new(), seen: SmallVec::new() });
+        self.running
+            .insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new(), seen: SmallVec::new() });
         ticket
     }
 
@@ -520,17 +534,20 @@ impl Device {
         !self.cache.is_empty()
     }
 
-    /// The process that used the device dies: the kernel carries out what was submitted.
-    pub fn process_crash(&mut self) {
+    /// The process that used the device dies: the kernel carries out what was submitted. Gives the ranges that may have
+    /// changed.
+    pub fn process_crash(&mut self) -> Vec<(u64, u64)> {
+        let mut changed = Vec::new();
         while !self.running.is_empty() {
             let at = usize::try_from(self.rng.below(self.running.len() as u64)).unwrap_or(0);
             let Some(ticket) = self.running.keys().nth(at).copied() else { break };
-            self.complete(ticket);
+            changed.extend(self.complete(ticket).touched);
         }
+        changed
     }
 
-    /// Power fails: the cache and what is in flight are kept or lost, sector by sector.
-    pub fn power_cut(&mut self) {
+    /// Power fails: the cache and what is in flight are kept or lost, sector by sector. Gives the ranges that may have changed.
+    pub fn power_cut(&mut self) -> Vec<(u64, u64)> {
         let flights: Vec<Running> = std::mem::take(&mut self.running).into_values().collect();
         for op in flights {
             if !matches!(op.io, Io::Read { .. } | Io::Flush) {
@@ -539,7 +556,9 @@ impl Device {
         }
         // All, none, write by write or sector by sector: each finds other mistakes.
         let style = self.rng.below(4);
+        let mut changed = Vec::new();
         for write in std::mem::take(&mut self.cache) {
+            changed.push((write.start, write.payload.len()));
             let whole = self.rng.coin();
             let rng = &mut self.rng;
             write.apply(&mut self.durable, |_| match style {
@@ -549,7 +568,10 @@ impl Device {
                 _ => rng.coin(),
             });
         }
-        self.current = self.durable.clone();
+        for (start, len) in &changed {
+            self.current.share(&self.durable, *start, *len);
+        }
+        changed
     }
 
     /// Reads what a reader would see now, outside of the queue (metadata at attach, checkers).

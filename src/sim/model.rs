@@ -499,6 +499,12 @@ impl Model {
         self.new_era(now, volume);
     }
 
+    /// Whether a client ever wrote the sector.
+    #[must_use]
+    pub fn is_touched(&self, volume: usize, sector: u64) -> bool {
+        !self.volumes[volume].is_untouched(sector)
+    }
+
     /// Sectors that clients ever wrote, of a volume.
     #[must_use]
     pub fn touched(&self, volume: usize) -> Vec<u64> {
@@ -552,6 +558,7 @@ impl VolumeModel {
         &self.states[index as usize]
     }
 
+    /// Only the initial zeroes were ever there.
     fn is_untouched(&self, sector: u64) -> bool {
         self.index.get(Self::position(sector)).copied().unwrap_or(0) == 0
     }

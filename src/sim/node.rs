@@ -228,7 +228,9 @@ impl Node {
     }
 
     /// The process dies. Disks go on: by themselves after a crash, from what was durable after a power cut.
-    pub fn die(&mut self, power: bool) {
+    /// Gives the ranges of data that may have changed, by volume.
+    pub fn die(&mut self, power: bool) -> Vec<(usize, u64, u64)> {
+        let mut changed = Vec::new();
         self.life += 1;
         self.engine = None;
         self.timers.clear();
@@ -243,13 +245,11 @@ impl Node {
         if power {
             self.powers += 1;
         }
-        for vol in &mut self.volumes {
-            for device in std::iter::once(&mut vol.data).chain(vol.meta.as_mut()) {
-                if power {
-                    device.power_cut();
-                } else {
-                    device.process_crash();
-                }
+        for (volume, vol) in self.volumes.iter_mut().enumerate() {
+            let ranges = if power { vol.data.power_cut() } else { vol.data.process_crash() };
+            changed.extend(ranges.into_iter().map(|(start, len)| (volume, start, len)));
+            if let Some(meta) = &mut vol.meta {
+                let _ = if power { meta.power_cut() } else { meta.process_crash() };
             }
             vol.ops.clear();
             vol.open = false;
@@ -258,6 +258,7 @@ impl Node {
             vol.forcing = false;
             vol.seen = VolumeState::default();
         }
+        changed
     }
 
     /// A line of the engine's log.

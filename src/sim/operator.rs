@@ -24,7 +24,7 @@ impl World {
         self.links_of_the_dead(node, power);
         let was_primary = (0..self.differs.len()).filter(|v| self.nodes[node].volumes[*v].seen.role == Role::Primary);
         let eras: Vec<usize> = was_primary.collect();
-        self.nodes[node].die(power);
+        let changed = self.nodes[node].die(power);
         let lost: Vec<_> = self.pending.iter().filter(|(_, p)| p.node == node).map(|(id, _)| *id).collect();
         for id in lost {
             if let Some(pending) = self.pending.remove(&id)
@@ -41,7 +41,9 @@ impl World {
         for volume in eras {
             self.model.new_era(self.tick, volume);
         }
-        self.compare_all();
+        for (volume, start, len) in changed {
+            self.touched(node, volume, start, len);
+        }
     }
 
     /// A node that is down starts: volumes, disks, connection.
@@ -393,7 +395,6 @@ impl World {
                 self.fail(Checker::Metadata, format!("create-md: {error}"));
             }
         }
-        self.compare_all();
     }
 
     fn promote(&mut self, volume: usize, bold: bool) {

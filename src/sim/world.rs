@@ -201,6 +201,10 @@ pub struct World {
     pub(super) next_id: u64,
     /// Pages of the data areas that differ between the nodes, by volume.
     pub(super) differs: Vec<BTreeSet<u64>>,
+    /// Pages whose contents or promises changed since they were last compared with the promises, by node and volume.
+    pub(super) unchecked: [Vec<BTreeSet<u64>>; 2],
+    /// Volumes of which everything is to be compared.
+    pub(super) unchecked_all: Vec<bool>,
     /// When the last resync of a volume began.
     pub(super) resync_since: Vec<Tick>,
     pub(super) dice: Dice,
@@ -255,6 +259,8 @@ impl World {
             pending: BTreeMap::new(),
             next_id: 0,
             differs: vec![BTreeSet::new(); count],
+            unchecked: [vec![BTreeSet::new(); count], vec![BTreeSet::new(); count]],
+            unchecked_all: vec![false; count],
             resync_since: vec![0; count],
             dice: Dice {
                 disk: Rng::stream(seed, 4),
@@ -469,12 +475,13 @@ impl World {
     }
 
     /// Pages of a node's data device changed: are they still equal on both?
-    pub(super) fn touched(&mut self, volume: usize, start: u64, len: u64) {
+    pub(super) fn touched(&mut self, node: usize, volume: usize, start: u64, len: u64) {
         let limit = self.data_bytes(volume);
         let mut at = start / PAGE * PAGE;
         while at < (start + len).min(limit) {
             let page = at / PAGE;
             self.compare_page(volume, page);
+            self.unchecked[node][volume].insert(page);
             at += PAGE;
         }
     }
@@ -491,19 +498,6 @@ impl World {
             self.differs[volume].remove(&page);
         } else {
             self.differs[volume].insert(page);
-        }
-    }
-
-    /// Compares everything that was ever written.
-    pub(super) fn compare_all(&mut self) {
-        for volume in 0..self.differs.len() {
-            let limit = self.data_bytes(volume) / PAGE;
-            let pages: BTreeSet<u64> =
-                self.nodes.iter().flat_map(|n| n.volumes[volume].data.pages()).filter(|page| *page < limit).collect();
-            self.differs[volume].clear();
-            for page in pages {
-                self.compare_page(volume, page);
-            }
         }
     }
 
