@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
 use crate::engine::al::{ActivityLog, AlLayout};
 use crate::engine::event::{AttachedDisk, CommandId};
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::engine::peer_state::new_size;
@@ -126,7 +127,8 @@ impl Engine {
         if let Err(refused) = self.change(v, &StateChange::NONE.disk(DiskState::Attaching), ChangeMode::Soft) {
             return Err(CommandError::State(refused));
         }
-        let mut al = ActivityLog::new(al_layout, al_next_transaction);
+        let next = if self.faulty(Fault::AlNumbersRestart) { 0 } else { al_next_transaction };
+        let mut al = ActivityLog::new(al_layout, next);
         for extent in al.load_recovered(al_slots) {
             let first = u64::from(extent.0) * 1024;
             bitmap.set_range(first..first + 1024);
@@ -142,15 +144,16 @@ impl Engine {
         superblock.flags = superblock.flags.without(MdFlags::AL_CLEAN).set_to(MdFlags::FULL_SYNC, full_sync);
         superblock.al_extents = u32::from(al_layout.slots());
         let all_set = bitmap.count() == bitmap.bits() && bitmap.bits() > 0;
-        if all_set && before.conn < ConnState::Connected {
+        if (all_set || self.faulty(Fault::AlSuspendedEarly)) && before.conn < ConnState::Connected {
             let _ = al.suspend();
             self.log(Level::Info, Some(v), "Suspended AL updates");
         }
         let marked = bitmap.count();
         let states = attach_states(&before, &state_md, Fencing::DontCare);
+        let forgets_crash = self.faulty(Fault::CrashedPrimaryEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;
-        vol.crashed_primary = crashed;
+        vol.crashed_primary = crashed && !forgets_crash;
         vol.attach_disk = states.attach_disk;
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
@@ -236,11 +239,16 @@ impl Engine {
 
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
+        let (references_stay, bits_lost) =
+            (self.faulty(Fault::AlReferencesSurvive), self.faulty(Fault::DetachWithoutBitmap));
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
                 vol.closing = true;
                 self.md_flush_data(v);
+                if bits_lost {
+                    return self.md_superblock(v, Some(MdDone::Detached));
+                }
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
@@ -249,6 +257,9 @@ impl Engine {
             {
                 vol.closing = true;
                 self.md_flush_data(v);
+                if bits_lost {
+                    return self.md_superblock(v, Some(MdDone::Detached));
+                }
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
@@ -256,7 +267,9 @@ impl Engine {
                 vol.disk = None;
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
                 for key in keys {
-                    if let Some(request) = self.requests.get_mut(key) {
+                    if let Some(request) = self.requests.get_mut(key)
+                        && !references_stay
+                    {
                         request.al = None;
                     }
                 }
