@@ -5,6 +5,8 @@
 //! guard is the constant `false`, so that the daemon's code does not contain them.
 
 use crate::engine::Engine;
+use crate::engine::peer_request::PeerKind;
+use crate::wire::data::DpFlags;
 
 /// Declares the faults once: variant, name on the command line, what goes wrong.
 macro_rules! faults {
@@ -202,5 +204,13 @@ impl Engine {
     #[expect(clippy::unused_self, reason = "the same call as with the feature")]
     pub(crate) const fn faulty(&self, _: Fault) -> bool {
         false
+    }
+
+    /// Whether nobody is told that a write without acknowledgement failed: only by mistake.
+    pub(crate) fn error_kept_quiet(&self, key: u64) -> bool {
+        self.faulty(Fault::NoNegativeAck)
+            && self.peer_requests.get(key).is_some_and(
+                |r| matches!(&r.kind, PeerKind::Write { flags } if !self.wants_ack(*flags, DpFlags::SEND_WRITE_ACK)),
+            )
     }
 }

@@ -446,14 +446,6 @@ impl Engine {
         self.finish_peer(key);
     }
 
-    /// Whether nobody is told that a write without acknowledgement failed: only by mistake.
-    fn error_kept_quiet(&self, key: u64) -> bool {
-        self.faulty(Fault::NoNegativeAck)
-            && self.peer_requests.get(key).is_some_and(
-                |r| matches!(&r.kind, PeerKind::Write { flags } if !self.wants_ack(*flags, DpFlags::SEND_WRITE_ACK)),
-            )
-    }
-
     /// The flush behind a write with the flush flag ended.
     pub(crate) fn on_peer_flushed(&mut self, key: u64, result: &Result<(), DiskFailure>) {
         let Some((v, range)) = self.peer_requests.get(key).map(|r| (r.volume, r.range)) else { return };
