@@ -21,8 +21,9 @@ impl Engine {
         if !local && vol.state.pdsk < DiskState::Inconsistent {
             return self.complete_now(id, Err(ClientError::Io));
         }
-        // Under C (and wherever the peer has the only copy) a flush speaks for both replicas.
-        let both = (self.conn.protocol() == ReplProtocol::C && !self.faulty(Fault::FlushIgnoresPeer)) || !local;
+        // Under C (and wherever the peer has the only good copy, which a resync would take) a flush speaks for both replicas.
+        let good = local && vol.state.disk == DiskState::UpToDate;
+        let both = (self.conn.protocol() == ReplProtocol::C && !self.faulty(Fault::FlushIgnoresPeer)) || !good;
         let epoch = if both && self.conn.link.is_some() { self.epochs.last() } else { None };
         let side = match local {
             true if self.faulty(Fault::FlushBeforeLocal) => Side::Ok,

@@ -180,6 +180,11 @@ impl Engine {
             request.net = if remote { Side::Pending } else { Side::Unused };
             request.ack = ack;
         }
+        if remote && !local && !self.effects.is_empty() {
+            // The disk is lost in this very event: from here on the peer marks what this node misses, so it has to know
+            // before the write comes.
+            self.send_state(v);
+        }
         // The packet first: the peer's latency is the longer one.
         if remote {
             self.send_write(key, &state);
