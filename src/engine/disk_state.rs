@@ -127,8 +127,7 @@ impl Engine {
         if let Err(refused) = self.change(v, &StateChange::NONE.disk(DiskState::Attaching), ChangeMode::Soft) {
             return Err(CommandError::State(refused));
         }
-        let next = if self.faulty(Fault::AlNumbersRestart) { 0 } else { al_next_transaction };
-        let mut al = ActivityLog::new(al_layout, next);
+        let mut al = ActivityLog::new(al_layout, al_next_transaction);
         for extent in al.load_recovered(al_slots) {
             let first = u64::from(extent.0) * 1024;
             bitmap.set_range(first..first + 1024);
@@ -239,16 +238,12 @@ impl Engine {
 
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
-        let (references_stay, bits_lost) =
-            (self.faulty(Fault::AlReferencesSurvive), self.faulty(Fault::DetachWithoutBitmap));
+        let references_stay = self.faulty(Fault::AlReferencesSurvive);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
                 vol.closing = true;
                 self.md_flush_data(v);
-                if bits_lost {
-                    return self.md_superblock(v, Some(MdDone::Detached));
-                }
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
@@ -257,9 +252,6 @@ impl Engine {
             {
                 vol.closing = true;
                 self.md_flush_data(v);
-                if bits_lost {
-                    return self.md_superblock(v, Some(MdDone::Detached));
-                }
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {

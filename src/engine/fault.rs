@@ -48,8 +48,6 @@ faults! {
         "An activity-log transaction is written without FUA and without a flush behind it.";
     AlDisabledUnmarked, "al-disabled-unmarked",
         "The superblock does not say that the activity log is not kept: no full sync after a crash.";
-    AlNumbersRestart, "al-numbers-restart",
-        "Transaction numbers start at 0 at every attach, below those of older transactions in the ring (S5).";
     AlSuspendedEarly, "al-suspended-early",
         "The activity log is suspended at an attach without a peer although bits are clear.";
     AlNotResumed, "al-not-resumed",
@@ -156,8 +154,6 @@ faults! {
         "A synced part of a block clears the whole block's bit.";
     ClearedWhenAsked, "cleared-when-asked",
         "The target clears bits when it asks for the blocks, not when they are written.";
-    DetachWithoutBitmap, "detach-without-bitmap",
-        "A detach does not write the changed bitmap pages (S7).";
     BitmapReplaced, "bitmap-replaced",
         "The peer's bitmap replaces the own one instead of being merged.";
     OutOfSyncNotSent, "out-of-sync-not-sent",

@@ -123,7 +123,7 @@ impl Engine {
                 if forgets && request.net == Side::Pending {
                     continue;
                 }
-                let marks = !unmarked && !(acked_unmarked && request.net == Side::Ok);
+                let marks = !(unmarked || (acked_unmarked && request.net == Side::Ok));
                 request.net = Side::Failed;
                 request.set_in_sync = false;
                 request.sync_due = false;
