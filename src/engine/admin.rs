@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
 use crate::engine::connection::PeerQuestion;
 use crate::engine::event::{Command, CommandId, Timer};
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
 use crate::units::VolumeNr;
@@ -263,6 +264,7 @@ impl Engine {
 
     pub(crate) fn run_primary(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
+        let reckless = self.faulty(Fault::PromotedInconsistent);
         let Job::Primary { force, forced, tries, waited } = &mut pending.job else { return };
         loop {
             let mut change = StateChange::NONE.role(Role::Primary);
@@ -285,11 +287,13 @@ impl Engine {
                 Attempt::Refused(StateResult::NoUpToDateDisk)
                     if !*forced
                         && answer.is_none()
-                        && ((*force && disk >= DiskState::Inconsistent && disk < DiskState::UpToDate)
+                        && (((*force || reckless)
+                            && disk >= DiskState::Inconsistent
+                            && disk < DiskState::UpToDate)
                             || disk == DiskState::Consistent) =>
                 {
                     // Without a fencing policy a consistent disk may be considered good.
-                    *forced = *force || disk == DiskState::Consistent;
+                    *forced = *force || reckless || disk == DiskState::Consistent;
                 }
                 Attempt::Refused(StateResult::TwoPrimaries) if !*waited && self.conn.link.is_some() => {
                     *waited = true;
@@ -319,7 +323,7 @@ impl Engine {
                 self.log(Level::Warn, Some(v), "Forced to consider local data as UpToDate!");
             }
             // The generation before the promotion goes into the bitmap slot without the Primary bit.
-            if fresh {
+            if fresh && !self.faulty(Fault::PromotionKeepsUuid) {
                 self.new_current_uuid(v);
             }
             if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
@@ -363,7 +367,7 @@ impl Engine {
             self.send_data(v, Packet::UnplugRemote);
         }
         let busy = self.requests.iter().any(|(_, r)| r.volume == v) || self.flushes.iter().any(|(_, f)| f.volume == v);
-        if busy {
+        if busy && !self.faulty(Fault::DemotedBusy) {
             return self.wait(pending, Wait::Change);
         }
         match self.change(v, &change, ChangeMode::Soft) {

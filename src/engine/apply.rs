@@ -6,6 +6,7 @@
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level, Notice};
 use crate::engine::connection::LinkEnd;
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
@@ -159,7 +160,8 @@ impl Engine {
             }
             SideEffect::ResumeAlAndCountConnect => {
                 vol.degraded_wait = false;
-                if let Some(disk) = vol.disk.as_mut()
+                if !self.faulty(Fault::AlNotResumed)
+                    && let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut())
                     && disk.al.suspended()
                 {
                     disk.al.resume();
@@ -171,11 +173,24 @@ impl Engine {
 
     /// Recomputes the superblock's flags from the state (behaviour.md 2.6).
     pub(crate) fn update_md_flags(&mut self, v: VolumeNr) {
+        let (careless_primary, forgets_crash, hopeful, hides_al) = (
+            self.faulty(Fault::PrimaryIndEarly),
+            self.faulty(Fault::CrashedPrimaryNotKept),
+            self.faulty(Fault::ConsistentEarly),
+            self.faulty(Fault::AlDisabledUnmarked),
+        );
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        let flags = md_flags(&vol.state, vol.crashed_primary);
+        let mut flags = md_flags(&vol.state, vol.crashed_primary);
+        let both_good =
+            vol.state.disk.min(vol.state.pdsk) == DiskState::UpToDate && vol.state.conn >= ConnState::Connected;
+        let target = vol.state.conn == ConnState::SyncTarget;
+        flags.primary_indicated &= !(careless_primary && both_good);
+        flags.crashed_primary &= !forgets_crash;
+        flags.consistent |= hopeful && target;
+        flags.was_up_to_date |= hopeful && target;
         let al_updates = vol.opts.al_updates;
         let Some(disk) = vol.disk.as_mut() else { return };
-        let al_disabled = !al_updates || disk.al.ring_is_stale();
+        let al_disabled = (!al_updates || disk.al.ring_is_stale()) && !hides_al;
         let updated = disk
             .sb
             .flags
@@ -242,6 +257,7 @@ impl Engine {
             Effect::SendSizes => self.send_sizes(v, false),
             Effect::SendState => self.send_data(v, Packet::State(new.word())),
             Effect::QueueSendBitmap => self.start_bitmap(v),
+            Effect::NewCurrentUuid if self.faulty(Fault::DegradedKeepsUuid) => {}
             Effect::NewCurrentUuid => self.new_current_uuid(v),
             Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
             Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),

@@ -9,6 +9,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::dirty::Bitmap;
 use crate::engine::event::Socket;
+use crate::engine::fault::Fault;
 use crate::units::VolumeNr;
 use crate::wire::bitmap::{BitSink, BitSource, BitmapReceiver, BitmapSender, Progress, SendStep};
 use crate::wire::error::BitmapFault;
@@ -136,9 +137,13 @@ impl Engine {
         if !matches!(conn, ConnState::WfBitMapS | ConnState::WfBitMapT) {
             return self.peer_error(name, format!("not expected in state {conn}"));
         }
+        let replaces = self.faulty(Fault::BitmapReplaced);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let Some(disk) = vol.disk.as_mut() else { return };
         let bits = disk.bitmap.bits();
+        if replaces && vol.bitmap_rx.is_none() {
+            disk.bitmap.clear_all();
+        }
         let rx = vol.bitmap_rx.get_or_insert_with(|| BitmapReceiver::new(bits, version));
         let sink = &mut Merge(&mut disk.bitmap);
         let result: Result<Progress, BitmapFault> =

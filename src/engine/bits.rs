@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::engine::Engine;
+use crate::engine::fault::Fault;
 use crate::engine::request::PART_BYTES_MAX;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
@@ -11,10 +12,11 @@ impl Engine {
     /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
     /// carries older data: its end must not clear these bits.
     pub(crate) fn set_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let never_back = self.faulty(Fault::CursorNeverBack);
         let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
         let bits = range.bits_touched();
         let newly = vol.disk.as_mut().map_or(0, |disk| disk.bitmap.set_range(bits.clone()));
-        if let Some(resync) = vol.resync.as_mut() {
+        if let Some(resync) = vol.resync.as_mut().filter(|_| !never_back) {
             resync.note_set(bits.start);
         }
         if !vol.resync_unacked.is_empty() {
@@ -33,8 +35,9 @@ impl Engine {
 
     /// Marks the whole blocks of a range in sync.
     pub(crate) fn clear_bits(&mut self, v: VolumeNr, range: SectorRange) -> u64 {
+        let generous = self.faulty(Fault::PartialBlockCleared);
         let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
-        let bits = range.bits_covered(vol.size);
+        let bits = if generous { range.bits_touched() } else { range.bits_covered(vol.size) };
         let cleared = vol.disk.as_mut().map_or(0, |d| d.bitmap.clear_range(bits));
         if cleared > 0 {
             self.on_bits_cleared(v);

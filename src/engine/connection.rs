@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
+use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
@@ -342,10 +343,12 @@ impl Engine {
         }
         self.out.push(Action::CancelTimer(Timer::Ping));
         self.out.push(Action::CancelTimer(Timer::RequestTimeout));
+        if !self.faulty(Fault::HoldSurvivesLink) {
+            self.conn.hold = 0;
+        }
         let conn = &mut self.conn;
         conn.request_timer = false;
         conn.state_sent = false;
-        conn.hold = 0;
         conn.held.clear();
         conn.urgent.clear();
         conn.awaiting_sent.clear();
@@ -371,7 +374,9 @@ impl Engine {
                 self.md_bitmap(v, true, None);
             }
         }
-        self.question_failed();
+        if !self.faulty(Fault::QuestionForgotten) {
+            self.question_failed();
+        }
         if had_link.is_some() {
             self.log(Level::Info, None, "Connection closed");
         }

@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
 use crate::engine::al::{ActivityLog, AlLayout};
 use crate::engine::event::{AttachedDisk, CommandId};
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::engine::peer_state::new_size;
@@ -140,15 +141,16 @@ impl Engine {
         superblock.flags = superblock.flags.without(MdFlags::AL_CLEAN).set_to(MdFlags::FULL_SYNC, full_sync);
         superblock.al_extents = u32::from(al_layout.slots());
         let all_set = bitmap.count() == bitmap.bits() && bitmap.bits() > 0;
-        if all_set && before.conn < ConnState::Connected {
+        if (all_set || self.faulty(Fault::AlSuspendedEarly)) && before.conn < ConnState::Connected {
             let _ = al.suspend();
             self.log(Level::Info, Some(v), "Suspended AL updates");
         }
         let marked = bitmap.count();
         let states = attach_states(&before, &state_md, Fencing::DontCare);
+        let forgets_crash = self.faulty(Fault::CrashedPrimaryEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;
-        vol.crashed_primary = crashed;
+        vol.crashed_primary = crashed && !forgets_crash;
         vol.attach_disk = states.attach_disk;
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
@@ -234,6 +236,7 @@ impl Engine {
 
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
+        let references_stay = self.faulty(Fault::AlReferencesSurvive);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
@@ -254,7 +257,9 @@ impl Engine {
                 vol.disk = None;
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
                 for key in keys {
-                    if let Some(request) = self.requests.get_mut(key) {
+                    if let Some(request) = self.requests.get_mut(key)
+                        && !references_stay
+                    {
                         request.al = None;
                     }
                 }

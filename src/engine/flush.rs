@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::{DiskFailure, RequestId};
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::request::{Flush, Side};
 use crate::units::VolumeNr;
@@ -20,10 +21,15 @@ impl Engine {
         if !local && vol.state.pdsk < DiskState::Inconsistent {
             return self.complete_now(id, Err(ClientError::Io));
         }
-        // Under C (and wherever the peer has the only copy) a flush speaks for both replicas.
-        let both = self.conn.protocol() == ReplProtocol::C || !local;
+        // Under C (and wherever the peer has the only good copy, which a resync would take) a flush speaks for both replicas.
+        let good = local && vol.state.disk == DiskState::UpToDate;
+        let both = (self.conn.protocol() == ReplProtocol::C && !self.faulty(Fault::FlushIgnoresPeer)) || !good;
         let epoch = if both && self.conn.link.is_some() { self.epochs.last() } else { None };
-        let side = if local { Side::Pending } else { Side::Unused };
+        let side = match local {
+            true if self.faulty(Fault::FlushBeforeLocal) => Side::Ok,
+            true => Side::Pending,
+            false => Side::Unused,
+        };
         let key = self.flushes.insert(Flush { id, volume: v, local: side, epoch });
         self.send_due_barrier();
         if epoch.is_some() && self.conn.relaxed_epochs {
@@ -32,9 +38,8 @@ impl Engine {
         if local {
             let mark = self.data_flush_mark(v);
             self.submit(v, DiskOp::Flush, Op::RequestFlush { flush: key, mark });
-        } else {
-            self.finish_flush(key);
         }
+        self.finish_flush(key);
     }
 
     /// The local half of a flush ended.

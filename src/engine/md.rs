@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::engine::action::DiskOp;
 use crate::engine::al::{FlushMark, Transaction};
 use crate::engine::event::{CommandId, DiskFailure, LinkNr};
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::meta::{self, MdFlags};
 use crate::units::{AlExtent, AlSlot, GenId, VolumeNr};
@@ -115,6 +116,9 @@ impl Engine {
     /// Queues a flush of the data device, if something was written since the last one: a disk that is given up leaves
     /// nothing behind in its cache that was called done.
     pub(crate) fn md_flush_data(&mut self, v: VolumeNr) {
+        if self.faulty(Fault::DetachWithoutFlush) {
+            return;
+        }
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|disk| disk.unflushed) {
             self.md_push(v, Job { stages: [Stage::FlushData].into(), done: Vec::new(), superblock_only: false });
         }
@@ -137,21 +141,30 @@ impl Engine {
         .encode();
         let offset = disk.layout.al_block_byte(transaction.tr_number);
         let mut stages = VecDeque::new();
-        if !transaction.evicted.is_empty() {
+        if !transaction.evicted.is_empty() && !self.faulty(Fault::EvictionWithoutPages) {
             stages.push_back(Stage::Pages(Some(transaction.evicted.clone())));
         }
-        if transaction.evicts_unflushed && !disk.shared_device {
+        if transaction.evicts_unflushed && !disk.shared_device && !self.faulty(Fault::EvictionWithoutFlush) {
             stages.push_back(Stage::FlushData);
         }
         if !transaction.evicted.is_empty() {
             stages.push_back(Stage::FlushMeta);
         }
-        stages.push_back(Stage::Durable(offset, Bytes::copy_from_slice(&block)));
+        let block = Bytes::copy_from_slice(&block);
+        stages.push_back(if self.faulty(Fault::AlNotDurable) {
+            Stage::Writes(vec![(offset, block)])
+        } else {
+            Stage::Durable(offset, block)
+        });
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.al_writes += 1;
         }
-        let done = vec![MdDone::Al(transaction.tr_number)];
+        let early = self.faulty(Fault::WriteBeforeAl);
+        let done = if early { Vec::new() } else { vec![MdDone::Al(transaction.tr_number)] };
         self.md_push(v, Job { stages, done, superblock_only: false });
+        if early {
+            self.on_al_written(v, transaction.tr_number, true);
+        }
     }
 
     fn md_push(&mut self, v: VolumeNr, job: Job) {
@@ -187,10 +200,23 @@ impl Engine {
     }
 
     fn md_stage(&mut self, v: VolumeNr, stage: Stage) {
+        let (no_flush_at_demotion, no_flush_at_end, no_flush_for_pages, not_durable) = (
+            self.faulty(Fault::PrimaryIndWithoutFlush),
+            self.faulty(Fault::GoodWithoutFlush),
+            self.faulty(Fault::ClearedPageWithoutFlush),
+            self.faulty(Fault::SuperblockNotDurable),
+        );
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let flushes = vol.opts.md_flushes;
         let Some(disk) = vol.disk.as_mut() else { return };
+        // What an older write of the superblock promised about the data must still hold when a newer one is read after a
+        // crash.
+        let (old, new) = (disk.sb_written_flags, disk.sb.flags);
+        let gains = |f| new.contains(f) && !old.contains(f);
+        let loses = |f| old.contains(f) && !new.contains(f);
+        let becomes_good = gains(MdFlags::CONSISTENT) || gains(MdFlags::WAS_UP_TO_DATE);
         match stage {
+            Stage::FlushData if no_flush_at_end && becomes_good => {}
             Stage::FlushData => {
                 let mark = disk.al.data_flush_started();
                 disk.unflushed = false;
@@ -215,7 +241,7 @@ impl Engine {
                 }
                 vol.counters.bm_writes += pages.len() as u64;
                 job.stages.push_front(Stage::Writes(pages));
-                if cleared {
+                if cleared && !no_flush_for_pages {
                     job.stages.push_front(Stage::FlushData);
                 }
             }
@@ -228,20 +254,19 @@ impl Engine {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
             Stage::Superblock => {
-                // What an older write promised about the data must still hold when this one is read after a crash.
-                let (old, new) = (disk.sb_written_flags, disk.sb.flags);
-                let gains = |f| new.contains(f) && !old.contains(f);
-                let loses = |f| old.contains(f) && !new.contains(f);
-                let promises = loses(MdFlags::PRIMARY_IND)
+                let promises = (loses(MdFlags::PRIMARY_IND) && !no_flush_at_demotion)
                     || loses(MdFlags::CRASHED_PRIMARY)
-                    || gains(MdFlags::CONSISTENT)
-                    || gains(MdFlags::WAS_UP_TO_DATE);
+                    || (becomes_good && !no_flush_at_end);
                 let need_data = promises && disk.unflushed && !disk.shared_device;
                 disk.sb_dirty = false;
                 disk.sb_written_flags = new;
                 let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
-                job.stages.push_front(Stage::Durable(write.0, write.1));
+                job.stages.push_front(if not_durable {
+                    Stage::Writes(vec![write])
+                } else {
+                    Stage::Durable(write.0, write.1)
+                });
                 job.stages.push_front(Stage::FlushMeta);
                 if need_data {
                     job.stages.push_front(Stage::FlushData);
@@ -267,7 +292,9 @@ impl Engine {
                     disk.al.note_data_flush(mark);
                 }
             }
+            Err(_) if self.faulty(Fault::MetaErrorIgnored) => {}
             Err(failure) => {
+                let Some(vol) = self.volumes.get_mut(&v) else { return };
                 vol.md.failed = true;
                 if mark.is_some() && !failure.unsupported {
                     self.data_flush_failed(v);

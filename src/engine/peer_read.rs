@@ -3,6 +3,7 @@
 use crate::engine::Engine;
 use crate::engine::action::{DiskOp, Level};
 use crate::engine::event::DiskFailure;
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::peer_request::PeerKind;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -101,6 +102,9 @@ impl Engine {
             }
             (PeerKind::ResyncRead { .. } | PeerKind::ChecksumRead { .. }, Ok(data)) => {
                 self.expect_resync_ack(v, range);
+                if self.faulty(Fault::SourceDoneEarly) {
+                    self.clear_bits(v, range);
+                }
                 self.count_sent(v, data.len());
                 self.send_data(v, Packet::RsDataReply(reply(data, BlockId::SYNCER)));
             }

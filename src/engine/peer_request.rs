@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::action::DiskOp;
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
 use crate::engine::event::DiskFailure;
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::limits::PEER_REQUESTS_MAX;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -204,9 +205,10 @@ impl Engine {
         v: VolumeNr,
         range: SectorRange,
         block_id: BlockId,
-        flags: DpFlags,
+        mut flags: DpFlags,
         io: WriteIo,
     ) {
+        let miscounts = self.faulty(Fault::BarrierMiscounted) && !matches!(io, WriteIo::Data(_));
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.state.role == Role::Primary {
             return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
@@ -216,7 +218,7 @@ impl Engine {
             return self.peer_error("P_DATA", format!("not expected in state {conn}"));
         }
         let epoch = self.rx.open();
-        epoch.writes += 1;
+        epoch.writes += u32::from(!miscounts);
         let id = epoch.id;
         if !vol.disk_usable() {
             let size = if let WriteIo::Data(data) = &io { u32::try_from(data.len()).unwrap_or(0) } else { 0 };
@@ -228,6 +230,11 @@ impl Engine {
         if self.wants_ack(flags, DpFlags::SEND_RECEIVE_ACK) {
             let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
             self.send_ack(v, range.start, block_id, size, Packet::RecvAck);
+        }
+        if self.faulty(Fault::WriteAckAtReceipt) && self.conn.version >= 100 && flags.has(DpFlags::SEND_WRITE_ACK) {
+            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+            self.send_ack(v, range.start, block_id, size, Packet::WriteAck);
+            flags = flags.with_if(DpFlags::SEND_WRITE_ACK, false);
         }
         self.accept(v, PeerKind::Write { flags }, range, block_id, Some(io), Some(id));
     }
@@ -301,14 +308,15 @@ impl Engine {
         }
         let Some(vol) = self.volumes.get(&v) else { return true };
         let before = |k: u64| k != key && self.peer_requests.get(k).is_some_and(|r| r.arrival < arrival);
-        if vol.peer_active.overlapping(range).any(before) {
+        if vol.peer_active.overlapping(range).any(before) && !self.faulty(Fault::PeerOverlapsNotSerialised) {
             return false;
         }
         let on_disk = |k: u64| {
             use super::request::Side;
             self.requests.get(k).is_none_or(|r| matches!(r.local, Side::Ok | Side::Failed))
         };
-        if (resync_read || write) && !vol.active.overlapping(range).all(on_disk) {
+        let overtakes = resync_read && self.faulty(Fault::ResyncReadOvertakes);
+        if (resync_read || write) && !overtakes && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
         if write {
@@ -386,13 +394,18 @@ impl Engine {
     }
 
     pub(crate) fn submit_peer_io(&mut self, key: u64) {
+        let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
         let (v, range) = (request.volume, request.range);
-        let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA));
+        let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA)) && !no_fua;
         let io = request.io.take();
+        let resync = request.kind == PeerKind::ResyncWrite;
         let io = match io {
             Some(WriteIo::Data(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
+            Some(WriteIo::Discard | WriteIo::Zeroes { may_unmap: true }) if no_discard && !resync => {
+                return self.on_peer_written(key, &Ok(()));
+            }
             Some(WriteIo::Discard) => self.discard_op(v, range),
             Some(WriteIo::Zeroes { may_unmap }) => DiskOp::WriteZeroes { range, may_unmap },
             None => return,
@@ -415,7 +428,9 @@ impl Engine {
             return self.submit(v, DiskOp::Flush, Op::PeerFlush { key, mark });
         }
         if let Err(failure) = result {
-            self.set_bits(v, range);
+            if !self.faulty(Fault::PeerErrorUnmarked) && !self.error_kept_quiet(key) {
+                self.set_bits(v, range);
+            }
             if !failure.unsupported {
                 self.log_error(
                     v,
@@ -447,7 +462,7 @@ impl Engine {
 
     pub(crate) fn answer_peer_write(&mut self, key: u64, ok: bool) {
         let Some(request) = self.peer_requests.get(key) else { return };
-        if request.orphan {
+        if (request.orphan && !self.faulty(Fault::OrphanAnswered)) || (!ok && self.error_kept_quiet(key)) {
             return;
         }
         let (v, range, block_id) = (request.volume, request.range, request.block_id);
@@ -536,7 +551,9 @@ impl Engine {
         for vol in self.volumes.values_mut() {
             vol.peer_waiting.clear();
         }
-        self.rx.epochs.clear();
+        if !self.faulty(Fault::EpochsNotReset) {
+            self.rx.epochs.clear();
+        }
         self.rx.flushing = 0;
         self.rx.covered = 0;
         self.rx.round += 1;

@@ -6,6 +6,7 @@
 use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
+use crate::engine::fault::Fault;
 use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::split_brain::AfterSbPolicies;
@@ -316,13 +317,17 @@ impl Engine {
         );
         let vol = self.volumes.get(&v);
         let own = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids).unwrap_or_default();
-        let peer = vol.and_then(|vol| vol.peer.uuids).unwrap_or_default();
+        let mut peer = vol.and_then(|vol| vol.peer.uuids).unwrap_or_default();
+        let blind = self.faulty(Fault::CrashRuleIgnored);
+        if blind {
+            peer.flags = peer.flags.with(UuidFlags::CRASHED_PRIMARY, false);
+        }
         let state = self.state(v);
         let input = HandshakeInput {
             own: &own,
             own_bits_set: vol.map_or(0, super::volume::Volume::out_of_sync_bits),
             own_changes: vol.map_or(0, |vol| vol.bits_sent),
-            own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary),
+            own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary) && !blind,
             own_role: state.role,
             disk: state.disk,
             negotiation_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
@@ -342,7 +347,11 @@ impl Engine {
             dry_run: tentative,
             peer_dry_run: self.conn.peer_dry_run,
         };
-        let outcome = decide(&input);
+        let mut outcome = decide(&input);
+        if self.faulty(Fault::SplitBrainIgnored) && outcome.decision == Decision::Refuse(RefuseReason::SplitBrain) {
+            let target = self.conn.resolve_conflicts;
+            outcome.decision = if target { Decision::Target { full: false } } else { Decision::Source { full: false } };
+        }
         let (own_after, peer_after) = outcome.comparison.correction.apply(own, peer.ids);
         if let Some(vol) = self.volumes.get_mut(&v) {
             if let Some(uuids) = vol.peer.uuids.as_mut() {

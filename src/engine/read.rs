@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::DiskFailure;
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::request::{Kind, Side};
 use crate::limits::SECTOR_SIZE;
@@ -18,12 +19,13 @@ impl Engine {
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, tried_local, tried_remote) =
             (request.volume, request.range, request.tried_local, request.tried_remote);
+        let careless = self.faulty(Fault::ReadInconsistent);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let state = vol.state;
         let local = !tried_local
             && vol.usable().is_some_and(|d| {
                 state.disk == DiskState::UpToDate
-                    || (state.disk == DiskState::Inconsistent && !d.bitmap.any(range.bits_touched()))
+                    || (state.disk == DiskState::Inconsistent && (careless || !d.bitmap.any(range.bits_touched())))
             });
         let remote = !tried_remote
             && self.conn.link.is_some()

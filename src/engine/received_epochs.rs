@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::event::{DiskFailure, Timer};
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES};
 use crate::units::VolumeNr;
@@ -55,7 +56,7 @@ impl Engine {
             .filter(|vol| vol.disk.is_some() && vol.opts.disk_flushes && !self.rx.drain_only)
             .map(|vol| vol.nr)
             .collect();
-        if flushed.is_empty() {
+        if flushed.is_empty() || self.faulty(Fault::BarrierAckBeforeFlush) {
             self.rx.covered = complete;
             return self.retire_epochs();
         }
@@ -64,7 +65,9 @@ impl Engine {
             if !self.rx.timer {
                 self.rx.timer = true;
                 let at = self.now.after(Duration::from_millis(EPOCH_FLUSH_DELAY_MS));
-                self.out.push(Action::SetTimer { timer: Timer::EpochFlush, at });
+                if !self.faulty(Fault::EpochTimerForgotten) {
+                    self.out.push(Action::SetTimer { timer: Timer::EpochFlush, at });
+                }
             }
             return;
         }

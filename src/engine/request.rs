@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, ClientResult, Level};
 use crate::engine::al::ExtentSpan;
 use crate::engine::event::{ClientRequest, DiskFailure, RequestId};
+use crate::engine::fault::Fault;
 use crate::engine::state::admits_io;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
@@ -204,6 +205,7 @@ impl Engine {
     pub(crate) fn admit(&mut self, v: VolumeNr) {
         loop {
             let limit = self.conn.opts.as_ref().map_or(1_000_000, |o| o.max_buffers as usize);
+            let limit = if self.faulty(Fault::MaxBuffersIgnored) { usize::MAX } else { limit };
             let version = self.conn.version;
             let Some(vol) = self.volumes.get_mut(&v) else { return };
             if vol.waiting.is_empty() {
@@ -278,13 +280,10 @@ impl Engine {
             return self.start_read(key);
         }
         let Some(range) = self.requests.get(key).map(|r| r.range) else { return };
+        let taken = self.range_taken(v, range);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let behind = |k: &u64| self.requests.get(*k).is_some_and(|r| r.range.overlaps(range));
-        if vol.active.overlaps(range)
-            || vol.resync_ranges.overlaps(range)
-            || vol.peer_active.overlaps(range)
-            || (!vol.blocked.is_empty() && vol.blocked.iter().any(behind))
-        {
+        if taken || (!vol.blocked.is_empty() && vol.blocked.iter().any(behind)) {
             vol.blocked.push_back(key);
         } else {
             self.begin_write(key);
@@ -326,7 +325,12 @@ impl Engine {
 
     /// Completes to the client, unless a new generation has to become durable first.
     pub(crate) fn complete(&mut self, id: RequestId, v: VolumeNr, result: ClientResult) {
+        let twice = self.faulty(Fault::CompletedTwice);
         match self.volumes.get_mut(&v).filter(|vol| vol.gate > 0) {
+            Some(vol) if twice => {
+                vol.held.push((id, result.clone()));
+                self.complete_now(id, result);
+            }
             Some(vol) => vol.held.push((id, result)),
             None => self.complete_now(id, result),
         }

@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::progress::Progress;
 use crate::engine::rate::Pacer;
@@ -276,7 +277,7 @@ impl Engine {
     /// Bits were cleared: progress, lazy write-out, and the end of a source that only waited for them.
     pub(crate) fn on_bits_cleared(&mut self, v: VolumeNr) {
         let now = self.now;
-        let version = self.conn.version;
+        let own_count = self.conn.version < 96 || self.faulty(Fault::SourceDoneEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let left = vol.out_of_sync_bits();
         if !vol.lazy_timer {
@@ -289,7 +290,7 @@ impl Engine {
         resync.progress.advance(now, left);
         let done = left <= resync.failed;
         // Up to version 95 each side finishes by its own count.
-        if done && resync.source && !resync.finishing && (resync.peer_finished || version < 96) {
+        if done && resync.source && !resync.finishing && (resync.peer_finished || own_count) {
             resync.finishing = true;
             self.ping_then(AfterPing::SourceFinish(v));
         }

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
+use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::rate::Denied;
 use crate::engine::resync::{InFlight, RANGE_KEY, Resync, done_text};
@@ -55,8 +56,12 @@ impl Engine {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
             return self.drop_link(ConnState::NetworkFailure);
         }
+        let ready = self.faulty(Fault::ResyncBeforeDurable);
         if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.resync = Some(Resync::new(now, false, bits, rate));
+            vol.resync = Some(Resync { ready, ..Resync::new(now, false, bits, rate) });
+        }
+        if ready {
+            self.resync_kick.insert(v);
         }
         self.log_begin(v, bits, "SyncTarget");
         // The bits first: the source forgets a block when this node has written it, flushed or not. After a power cut
@@ -79,6 +84,7 @@ impl Engine {
         if self.state(v).conn != ConnState::SyncTarget {
             return;
         }
+        let (never_back, early) = (self.faulty(Fault::CursorNeverBack), self.faulty(Fault::TargetDoneEarly));
         let mut wrapped = false;
         loop {
             let Some(vol) = self.volumes.get_mut(&v) else { return };
@@ -94,7 +100,7 @@ impl Engine {
                         continue;
                     }
                     Some(bit) => resync.rewind = Some(bit),
-                    None if resync.in_flight.is_empty() => {
+                    None if resync.in_flight.is_empty() || early => {
                         resync.cursor = disk.bitmap.bits();
                         resync.finishing = true;
                         return self.ping_then(AfterPing::TargetFinish(v));
@@ -115,7 +121,7 @@ impl Engine {
                 // An application write or an earlier request holds a part of it: skip one block, come back later.
                 resync.cursor = first.0 + 1;
                 let block = SectorRange { start, count: Sectors(8) };
-                if vol.active.overlaps(range) && !vol.resync_ranges.overlaps(block) {
+                if vol.active.overlaps(range) && !vol.resync_ranges.overlaps(block) && !never_back {
                     resync.note_set(first.0);
                 }
                 continue;
@@ -134,6 +140,9 @@ impl Engine {
             vol.counters.pending += 1;
             let blksize = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
             self.send_data(v, Packet::RsDataRequest(BlockReq { sector: start, block_id: BlockId::SYNCER, blksize }));
+            if self.faulty(Fault::ClearedWhenAsked) {
+                self.clear_bits(v, range);
+            }
         }
     }
 
@@ -224,13 +233,14 @@ impl Engine {
     /// The source has seen every acknowledgement: the target is done.
     pub(crate) fn finish_target(&mut self, v: VolumeNr) {
         let now = self.now;
+        let blind = self.faulty(Fault::CursorNeverBack) || self.faulty(Fault::TargetDoneEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if !matches!(vol.state.conn, ConnState::SyncTarget | ConnState::PausedSyncT) {
             return;
         }
         let (Some(resync), Some(disk)) = (vol.resync.as_mut(), vol.disk.as_mut()) else { return };
         let left = disk.bitmap.count();
-        if left > resync.failed {
+        if left > resync.failed && !blind {
             // Bits were set while the ping was under way.
             resync.finishing = false;
             resync.cursor = 0;

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
 use crate::engine::event::{DiskFailure, Timer};
+use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
@@ -34,12 +35,8 @@ impl Engine {
         let mut still: Vec<SectorRange> = Vec::new();
         for key in blocked {
             let Some(range) = self.requests.get(key).map(|r| r.range) else { continue };
-            let Some(vol) = self.volumes.get_mut(&v) else { return };
-            if vol.active.overlaps(range)
-                || vol.resync_ranges.overlaps(range)
-                || vol.peer_active.overlaps(range)
-                || still.iter().any(|r| r.overlaps(range))
-            {
+            if self.range_taken(v, range) || still.iter().any(|r| r.overlaps(range)) {
+                let Some(vol) = self.volumes.get_mut(&v) else { return };
                 still.push(range);
                 vol.blocked.push_back(key);
             } else {
@@ -48,16 +45,25 @@ impl Engine {
         }
     }
 
+    /// Whether a write of this range has to wait for another write or for a resync.
+    pub(crate) fn range_taken(&self, v: VolumeNr, range: SectorRange) -> bool {
+        let Some(vol) = self.volumes.get(&v) else { return false };
+        (vol.active.overlaps(range) && !self.faulty(Fault::OverlapsNotSerialised))
+            || (vol.resync_ranges.overlaps(range) && !self.faulty(Fault::WriteIgnoresResync))
+            || vol.peer_active.overlaps(range)
+    }
+
     pub(crate) fn begin_write(&mut self, key: u64) {
         let now = self.now;
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
         request.registered = true;
         let (v, range) = (request.volume, request.range);
+        let unlogged = self.faulty(Fault::AlTransactionSkipped);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
         let begin = match (vol.usable(), ExtentSpan::of(range)) {
-            (Some(disk), Some(span)) => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
+            (Some(disk), Some(span)) if !unlogged => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
             _ => None,
         };
         match begin {
@@ -152,7 +158,11 @@ impl Engine {
         }
         if local && !remote {
             let newly = self.set_bits(v, range);
-            if newly > 0 && sends_out_of_sync(&state) && self.conn.version >= 96 {
+            if newly > 0
+                && sends_out_of_sync(&state)
+                && self.conn.version >= 96
+                && !self.faulty(Fault::OutOfSyncNotSent)
+            {
                 self.send_out_of_sync(v, range);
             }
         }
@@ -170,6 +180,11 @@ impl Engine {
             request.net = if remote { Side::Pending } else { Side::Unused };
             request.ack = ack;
         }
+        if remote && !local && !self.effects.is_empty() {
+            // The disk is lost in this very event: from here on the peer marks what this node misses, so it has to know
+            // before the write comes.
+            self.send_state(v);
+        }
         // The packet first: the peer's latency is the longer one.
         if remote {
             self.send_write(key, &state);
@@ -177,7 +192,10 @@ impl Engine {
         if local {
             let data = self.requests.get(key).and_then(|r| r.data.clone());
             let io = match (kind, data) {
-                (Kind::Write { fua }, Some(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
+                (Kind::Write { fua }, Some(data)) => {
+                    let fua = fua && !self.faulty(Fault::FuaIgnored);
+                    DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua }
+                }
                 (Kind::Discard, _) => self.discard_op(v, range),
                 (Kind::Zeroes { may_unmap, .. }, _) => DiskOp::WriteZeroes { range, may_unmap },
                 (Kind::Write { .. } | Kind::Read, _) => return self.on_request_written(key, Err(no_payload())),
@@ -277,7 +295,9 @@ impl Engine {
             return;
         }
         if let Some(barrier) = self.epochs.take_due_barrier(self.now) {
-            self.send_data(VolumeNr(0), Packet::Barrier { barrier });
+            if !self.faulty(Fault::BarrierNotSent) {
+                self.send_data(VolumeNr(0), Packet::Barrier { barrier });
+            }
             self.arm_request_timeout();
         }
     }
@@ -301,7 +321,9 @@ impl Engine {
                 request.local = Side::Failed;
                 let range = request.range;
                 // Bits are set when it is known that they are due, never later: a resync may be running by then.
-                self.set_bits(v, range);
+                if !self.faulty(Fault::LocalErrorUnmarked) {
+                    self.set_bits(v, range);
+                }
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
                     self.log_error(
@@ -318,14 +340,18 @@ impl Engine {
 
     /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is.
     pub(crate) fn progress(&mut self, key: u64) {
+        let (hasty, blind) = (self.faulty(Fault::AckBeforePeer), self.faulty(Fault::LocalErrorIsSuccess));
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.local == Side::Pending || request.net == Side::Pending {
+        let early = hasty && request.local == Side::Ok;
+        if request.local == Side::Pending || (request.net == Side::Pending && !early) {
             return;
         }
         let (v, range) = (request.volume, request.range);
         if !request.done {
             request.done = true;
-            let ok = request.local == Side::Ok || request.net == Side::Ok;
+            let ok = request.local == Side::Ok
+                || request.net == Side::Ok
+                || (blind && request.local == Side::Failed && request.net == Side::Unused);
             let epoch = request.epoch;
             request.data = None;
             if epoch == Some(self.epochs.current()) {
@@ -368,7 +394,7 @@ impl Engine {
         let v = request.volume;
         if let Some(span) = request.al {
             let idle = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()).is_some_and(|d| d.al.end(span));
-            if idle {
+            if idle && !self.faulty(Fault::AlWaitersNotWoken) {
                 self.pump_al(v);
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::engine::event::{DiskFailure, Socket};
+use crate::engine::fault::Fault;
 use crate::engine::request::{AckDue, AckKind, Kind, Side};
 use crate::units::{SectorRange, VolumeNr};
 use crate::wire::ack::BlockAck;
@@ -52,7 +53,9 @@ impl Engine {
         let range = request.range;
         if how == AckKind::Negative {
             // At once: a bitmap exchange may follow before the epoch is retired.
-            self.set_bits(v, range);
+            if !self.faulty(Fault::PeerErrorUnmarked) {
+                self.set_bits(v, range);
+            }
         }
         if was_pending && let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
@@ -110,14 +113,25 @@ impl Engine {
 
     /// The link is gone: every write that no barrier acknowledgement covers may be missing on the peer.
     pub(crate) fn requests_lost(&mut self) {
+        let (forgets, unmarked, acked_unmarked) = (
+            self.faulty(Fault::LostRequestForgotten),
+            self.faulty(Fault::LostRequestUnmarked),
+            self.faulty(Fault::AckedEpochUnmarked),
+        );
         for key in self.epochs.drain() {
             if let Some(request) = self.requests.get_mut(key) {
+                if forgets && request.net == Side::Pending {
+                    continue;
+                }
+                let marks = !(unmarked || (acked_unmarked && request.net == Side::Ok));
                 request.net = Side::Failed;
                 request.set_in_sync = false;
                 request.sync_due = false;
                 request.retired = true;
                 let (v, range) = (request.volume, request.range);
-                self.set_bits(v, range);
+                if marks {
+                    self.set_bits(v, range);
+                }
             }
             self.progress(key);
         }
@@ -128,6 +142,9 @@ impl Engine {
             .map(|(key, _)| key)
             .collect();
         for key in reads {
+            if self.faulty(Fault::LostReadForgotten) {
+                break;
+            }
             if let Some(request) = self.requests.get_mut(key) {
                 request.net = Side::Failed;
             }

@@ -275,3 +275,37 @@ fn a_state_without_identifiers_connected_without_a_handshake() {
     }
     assert!(p.nodes[B].state(V).conn < crate::wire::state::ConnState::Connected);
 }
+
+/// A write whose activity-log transaction fails goes to the peer only, which has to mark it: told before, not after it.
+#[test]
+fn a_write_overtook_the_news_that_the_disk_is_gone() {
+    let mut p = Pair::ready(20, &net(ReplProtocol::C));
+    p.nodes[A].fail_meta = true;
+    p.write(A, 0, 8, 3);
+    p.settle();
+    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
+    p.nodes[A].fail_meta = false;
+    p.attach(A, V);
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+    p.same_data();
+}
+
+/// While the own data are behind, the peer's copy is the one that counts: a flush under A or B has to wait for it.
+#[test]
+fn a_flush_of_an_inconsistent_primary_did_not_wait_for_the_good_copy() {
+    for protocol in [ReplProtocol::A, ReplProtocol::B] {
+        let mut p = Pair::ready(21, &net(protocol));
+        p.ok(A, Command::PauseSync);
+        p.ok(A, Command::Invalidate);
+        p.settle();
+        assert_eq!(p.nodes[A].state(V).disk, DiskState::Inconsistent);
+        p.write(A, 0, 8, 1);
+        while one_disk_op(&mut p, A, |_| true) {}
+        let flush = p.client(A, V, ClientRequest::Flush);
+        while one_disk_op(&mut p, A, |_| true) {}
+        assert!(!p.done(A, flush), "{protocol:?}: nothing has reached the peer yet");
+        p.settle();
+        assert!(p.done(A, flush));
+    }
+}
