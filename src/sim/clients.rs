@@ -79,9 +79,8 @@ impl World {
         });
         self.coverage.count(Group::Request, "made");
         self.stats.requests += 1;
-        let life = self.nodes[node].life;
         let pending =
-            Pending { node, life, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
+            Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
         self.pending.insert(id, pending);
         self.event(node, Event::Client { id, volume: nr(volume), request });
     }

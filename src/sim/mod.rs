@@ -6,7 +6,7 @@
 //!
 //! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
 //! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
-//! promised), `check`; [`run`](mod@run).
+//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink).
 
 pub mod coverage;
 pub mod device;
@@ -17,6 +17,7 @@ pub mod node;
 pub mod plan;
 pub mod rng;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 pub mod trace;
 pub mod world;
