@@ -219,6 +219,16 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
+            self.nodes[node].unlimited_until = self.now + 200_000_000_000;
+        }
+        if new.conn == ConnState::ProtocolError {
+            let why = self.nodes[node].log.back().cloned().unwrap_or_default();
+            self.fail(
+                Checker::Sanity,
+                format!("node {} takes the other engine's packets for illegal: {why}", ["A", "B"][node]),
+            );
+        }
         let target = |conn| matches!(conn, ConnState::SyncTarget | ConnState::PausedSyncT);
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
         if !source(old.conn) && source(new.conn) {

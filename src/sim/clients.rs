@@ -79,8 +79,7 @@ impl World {
         });
         self.coverage.count(Group::Request, "made");
         self.stats.requests += 1;
-        let pending =
-            Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
+        let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
         self.pending.insert(id, pending);
         self.event(node, Event::Client { id, volume: nr(volume), request });
     }

@@ -240,6 +240,8 @@ impl World {
             Order::Net(max) => {
                 let net = &mut self.nodes[node].params.net;
                 (net.max_epoch_size, net.max_buffers) = (max, max);
+                self.nodes[node].max_buffers = max.max(self.nodes[node].max_buffers);
+                let net = &self.nodes[node].params.net;
                 Command::NetOptions(Box::new(net.clone()))
             }
             Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },

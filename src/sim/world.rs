@@ -325,6 +325,9 @@ impl World {
             }
             self.tick += 1;
             self.stats.events += 1;
+            if self.stats.events.is_multiple_of(64) {
+                self.check_memory();
+            }
             self.happen(due);
         }
         if self.violation.is_none() {
