@@ -371,6 +371,11 @@ impl Core {
         *self.link.borrow_mut() = Some(link);
     }
 
+    /// Takes the link out, for the end.
+    pub fn take_link(&self) -> Option<Rc<ResourceLink>> {
+        self.link.borrow_mut().take()
+    }
+
     /// The role of a volume.
     pub fn volume_role(&self, volume: VolumeNr) -> Option<Role> {
         self.view.volume(volume).map(|view| view.state.role)

@@ -228,7 +228,7 @@ fn run(
         spawn_local(serve_ring(Rc::clone(&core)));
         spawn_local(serve_timers(Rc::clone(&core)));
         spawn_local(serve_kicks(Rc::clone(&core)));
-        tokio::select! {
+        let end = tokio::select! {
             biased;
             text = poison.panicked() => {
                 let events = core.last_events();
@@ -236,7 +236,10 @@ fn run(
                 ShardEnd::Failed(text)
             }
             () = serve_messages(Rc::clone(&core), inbox) => ShardEnd::Stopped,
-        }
+        };
+        // The link delivers to the core that owns it: neither would go before the other.
+        drop(core.take_link());
+        end
     });
     // Drops the tasks and with them sockets, devices and at last the ring, which waits for what is in flight.
     drop(local);
