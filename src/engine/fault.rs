@@ -5,6 +5,8 @@
 //! guard is the constant `false`, so that the daemon's code does not contain them.
 
 use crate::engine::Engine;
+#[cfg(any(test, feature = "sim"))]
+use crate::units::{GenId, VolumeNr};
 
 /// Declares the faults once: variant, name on the command line, what goes wrong.
 macro_rules! faults {
@@ -47,6 +49,13 @@ impl Fault {
 }
 
 impl Engine {
+    /// The generation that the clients of a volume have seen.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn exposed(&self, volume: VolumeNr) -> GenId {
+        self.volumes.get(&volume).map_or(GenId::UNSET, |volume| volume.exposed)
+    }
+
     /// Makes the engine commit this mistake from now on; `None`: none.
     #[cfg(any(test, feature = "sim"))]
     pub fn inject(&mut self, fault: Option<Fault>) {
