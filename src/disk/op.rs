@@ -172,6 +172,20 @@ pub(super) enum Next {
     Done(Result<(), DiskError>),
 }
 
+/// What an operation does to its device, for the model of a medium.
+#[cfg(any(test, feature = "sim"))]
+pub(super) enum Effect<'a> {
+    Read,
+    /// Without pieces: zeroes.
+    Write {
+        offset: u64,
+        len: u64,
+        pieces: &'a [Bytes],
+        fua: bool,
+    },
+    Flush,
+}
+
 /// Memory that an operation still needs before its first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
@@ -287,6 +301,35 @@ impl Active {
             Work::Read { buf } => *buf = Some(memory),
             Work::Write { bounce, .. } => *bounce = Some(memory),
             _ => {}
+        }
+    }
+
+    /// What it does to its device.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn effect(&self) -> Effect<'_> {
+        let Self { offset, len, .. } = *self;
+        match &self.work {
+            Work::Read { .. } => Effect::Read,
+            Work::Write { data, fua, .. } => Effect::Write { offset, len, pieces: data.pieces(), fua: *fua },
+            Work::Discard | Work::Zero { .. } => Effect::Write { offset, len, pieces: &[], fua: false },
+            Work::Flush => Effect::Flush,
+        }
+    }
+
+    /// Takes the payload of a write away, if it is one piece that is not copied.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn take_payload(&mut self) -> Option<Bytes> {
+        match &mut self.work {
+            Work::Write { data: Payload::One(piece), copy: false, .. } => Some(std::mem::take(piece)),
+            _ => None,
+        }
+    }
+
+    /// Gives a write another payload, as long as the one before and aligned like memory of a pool.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn put_payload(&mut self, piece: Bytes) {
+        if let Work::Write { data, .. } = &mut self.work {
+            *data = Payload::One(piece);
         }
     }
 
