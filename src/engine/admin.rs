@@ -264,8 +264,13 @@ impl Engine {
     pub(crate) fn run_primary(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
         let Job::Primary { force, forced, tries, waited } = &mut pending.job else { return };
+        if answer.is_none() && self.orphans_on_their_way(v) {
+            return self.wait(pending, Wait::Change);
+        }
         loop {
             let mut change = StateChange::NONE.role(Role::Primary);
+            // Without the operator's force only what is still Consistent is considered good.
+            *forced &= *force || self.state(v).disk == DiskState::Consistent;
             if *forced {
                 change = change.disk(DiskState::UpToDate);
             }

@@ -323,7 +323,8 @@ impl Device {
     pub fn submit(&mut self, io: Io) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.running.insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new(), seen: SmallVec::new() });
+        self.running
+            .insert(ticket, Running { io, horizon: self.completions, skip: SmallVec::new(), seen: SmallVec::new() });
         ticket
     }
 
