@@ -195,6 +195,7 @@ impl Engine {
         if !self.effects.is_empty() {
             self.run_effects();
         }
+        self.start_link();
     }
 
     fn on_timer(&mut self, timer: Timer) {

@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod crash;
+mod lost_link;
 mod pair;
 mod regressions;
 mod storm;
