@@ -51,7 +51,7 @@ mod received_epochs;
 mod request;
 mod resync;
 mod resync_target;
-mod rng;
+pub(crate) mod rng;
 mod slab;
 mod verify;
 mod volume;
