@@ -36,6 +36,8 @@ pub(super) struct Model {
     superblocks: Vec<Written>,
     /// Index of the oldest superblock that may be found.
     floor: usize,
+    /// Who relied on it.
+    why: &'static str,
     peer: Rc<PeerView>,
     /// Newest completed write of each data sector.
     newest: BTreeMap<u64, OpNr>,
@@ -60,6 +62,7 @@ impl Model {
             attachable: false,
             superblocks: Vec::new(),
             floor: 0,
+            why: "",
             peer: Rc::default(),
             newest: BTreeMap::new(),
             touched: BTreeSet::new(),
@@ -106,9 +109,9 @@ impl Model {
         let before = self.floor;
         match fact {
             Fact::Attachable => self.attachable = true,
-            Fact::Current(id) => self.raise("the current identifier", |sb| sb.current.same(*id)),
-            Fact::BitmapId(id) => self.raise("the bitmap identifier", |sb| sb.bitmap.same(*id)),
-            Fact::Flag(flag, on) => self.raise("a flag", |sb| sb.flags.contains(*flag) == *on),
+            Fact::Current(id, why) => self.raise(why, fact, |sb| sb.current.same(*id)),
+            Fact::BitmapId(id, why) => self.raise(why, fact, |sb| sb.bitmap.same(*id)),
+            Fact::Flag(flag, on, why) => self.raise(why, fact, |sb| sb.flags.contains(*flag) == *on),
             Fact::Peer(view) => {
                 self.touched.extend(view.content.keys());
                 self.peer = Rc::clone(view);
@@ -119,13 +122,15 @@ impl Model {
     }
 
     /// From now on only superblocks from the last run of those that satisfy `good` may be found.
-    fn raise(&mut self, what: &str, good: impl Fn(&Superblock) -> bool) {
+    fn raise(&mut self, why: &'static str, fact: &Fact, good: impl Fn(&Superblock) -> bool) {
         let Some(last) = self.superblocks.iter().rposition(|w| good(&w.superblock)) else {
-            self.broken = Some(format!("{what} that was relied on was never written"));
+            self.broken = Some(format!("{why}, but no superblock says so: {fact:?}"));
             return;
         };
         let run = self.superblocks.iter().take(last + 1).rposition(|w| !good(&w.superblock)).map_or(0, |bad| bad + 1);
-        self.floor = self.floor.max(run);
+        if run > self.floor {
+            (self.floor, self.why) = (run, why);
+        }
     }
 
     fn superblock_written(&mut self, recording: &Recording, op: OpNr) {
@@ -243,7 +248,8 @@ impl Model {
         }
         if found < self.floor {
             return Err(format!(
-                "superblock {found} was found, {} or later was relied on: {:?} {:?}",
+                "superblock {found} was found, but {} with superblock {}: {:?} {:?}",
+                self.why,
                 self.floor,
                 want.flags,
                 want.uuids()

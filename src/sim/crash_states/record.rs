@@ -53,12 +53,12 @@ pub(super) struct PeerView {
 pub(super) enum Fact {
     /// The metadata can be attached after any crash.
     Attachable,
-    /// A superblock with this current identifier is durable, or a later one.
-    Current(GenId),
-    /// A superblock with this bitmap identifier is durable, or a later one.
-    BitmapId(GenId),
-    /// A superblock with these flags set or clear is durable, or a later one.
-    Flag(MdFlags, bool),
+    /// A superblock with this current identifier is durable, or a later one; why that matters.
+    Current(GenId, &'static str),
+    /// The same for the bitmap identifier.
+    BitmapId(GenId, &'static str),
+    /// The same for flags, set or clear.
+    Flag(MdFlags, bool, &'static str),
     /// The peer changed.
     Peer(Rc<PeerView>),
 }

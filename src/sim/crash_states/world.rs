@@ -270,20 +270,22 @@ impl World {
         let Some(status) = node.status() else { return };
         let current = status.ids.map(|ids| ids.current);
         let fact = match action {
-            Action::Send { packet: Packet::Uuids(uuids), .. } if current.is_some() => Fact::Current(uuids.current),
-            Action::Send { packet: Packet::SyncUuid(uuid), .. } => Fact::BitmapId(*uuid),
+            Action::Send { packet: Packet::Uuids(uuids), .. } if current.is_some() => {
+                Fact::Current(uuids.current, "identifiers were sent")
+            }
+            Action::Send { packet: Packet::SyncUuid(uuid), .. } => Fact::BitmapId(*uuid, "a sync identifier was sent"),
             // A write that no peer has is acknowledged: under the newest generation.
             Action::Complete { id, result: Ok(_) } if node.writes.contains(id) && node.link.is_none() => {
                 match current {
-                    Some(current) => Fact::Current(current),
+                    Some(current) => Fact::Current(current, "a write that no peer has was acknowledged"),
                     None => return,
                 }
             }
             Action::Disk { io: DiskOp::Write { range, .. }, .. } => {
                 let target = matches!(status.state.conn, ConnState::SyncTarget | ConnState::PausedSyncT);
                 match (self.resync.remove(&range.start.0), status.state.role) {
-                    (true, _) if target => Fact::Flag(MdFlags::CONSISTENT, false),
-                    (false, Role::Primary) => Fact::Flag(MdFlags::PRIMARY_IND, true),
+                    (true, _) if target => Fact::Flag(MdFlags::CONSISTENT, false, "a resync write was begun"),
+                    (false, Role::Primary) => Fact::Flag(MdFlags::PRIMARY_IND, true, "a Primary's write was begun"),
                     _ => return,
                 }
             }
