@@ -69,13 +69,26 @@ pub struct Options {
     pub exhaustive: usize,
     /// Random ones where there are more.
     pub random: usize,
+    /// Only each so many-th crash point is looked at; 1 for all.
+    pub every: usize,
+    /// The first violation of a run ends it.
+    pub first_only: bool,
     /// Mistake that the engines make, to prove that it is noticed.
     pub fault: Option<Fault>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { states: 100_000, seed: 0, scenarios: Scenario::ALL.to_vec(), exhaustive: 64, random: 8, fault: None }
+        Self {
+            states: 100_000,
+            seed: 0,
+            scenarios: Scenario::ALL.to_vec(),
+            exhaustive: 64,
+            random: 8,
+            every: 1,
+            first_only: false,
+            fault: None,
+        }
     }
 }
 
@@ -204,7 +217,7 @@ pub fn sample(options: &Options, count: usize) -> Result<Vec<SampledImage>, Erro
         while taken.len() < share && seed < options.seed + 8 {
             let recording = scenarios::play(*scenario, seed, options.fault)?;
             look_at(&recording, options, seed, &mut Report::default(), |image, _, turn| {
-                if turn % 211 == 0 && taken.len() < share {
+                if turn % 41 == 7 && taken.len() < share {
                     taken.push(SampledImage {
                         name: format!("{} image {turn}", recording.name),
                         place: recording.place,
@@ -231,12 +244,19 @@ fn look_at(
     let effort = Effort { exhaustive: options.exhaustive, random: options.random };
     let (mut media, mut model, mut rng) = (Media::new(recording), Model::new(recording), Rng::new(seed));
     report.runs += 1;
-    let mut turn = 0;
+    let (mut turn, mut point) = (0, usize::try_from(seed % 1024).unwrap_or(0));
     for (nr, step) in recording.steps.iter().enumerate() {
         let matters = model.apply(recording, &media, step);
         media.apply(recording, step);
         if nr < recording.start || !matters {
             continue;
+        }
+        point += 1;
+        if point % options.every.max(1) != 0 {
+            continue;
+        }
+        if options.first_only && report.violations > 0 {
+            return;
         }
         report.steps += 1;
         let peer = model.peer();

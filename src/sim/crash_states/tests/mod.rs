@@ -9,7 +9,7 @@ use super::*;
 /// The share of each test run; more with UDRBD_CRASH_STATES in the environment.
 fn clean(scenario: Scenario) {
     let more = std::env::var("UDRBD_CRASH_STATES").ok().and_then(|text| text.parse().ok());
-    let few = Options { states: 300, exhaustive: 8, random: 1, ..Options::default() };
+    let few = Options { states: 300, exhaustive: 8, random: 1, every: 9, ..Options::default() };
     let all = more.map_or(few, |states| Options { states, ..Options::default() });
     let report = run(&Options { scenarios: vec![scenario], ..all }).expect("played");
     assert!(report.is_clean(), "{report}");
