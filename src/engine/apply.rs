@@ -303,11 +303,11 @@ impl Engine {
             }
             MdDone::Command(id) => self.command_md_done(id, ok),
             // Whoever waited on a link that is gone holds nothing on the next one.
-            MdDone::SyncUuid(_, link) | MdDone::TargetFinished(link) | MdDone::SendUuids(link)
+            MdDone::SyncUuid(_, link) | MdDone::Release(link) | MdDone::SendUuids(link)
                 if link.is_none() || link != self.conn.link => {}
             MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
-            MdDone::TargetFinished(_) => self.release_data(),
+            MdDone::Release(_) => self.release_data(),
             MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
             MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);

@@ -165,6 +165,7 @@ impl Engine {
         }
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
+            sb_written_size: agreed,
             sb: superblock,
             layout,
             bitmap,
@@ -173,6 +174,7 @@ impl Engine {
             geometry,
             shared_device,
             unflushed: false,
+            flushing: 0,
             path,
             sb_dirty: true,
         });

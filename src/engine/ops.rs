@@ -77,6 +77,7 @@ impl Engine {
     pub(crate) fn data_flush_mark(&mut self, v: VolumeNr) -> Option<FlushMark> {
         let disk = self.volumes.get_mut(&v)?.disk.as_mut()?;
         disk.unflushed = false;
+        disk.flushing += 1;
         Some(disk.al.data_flush_started())
     }
 
@@ -132,6 +133,7 @@ impl Engine {
 
     fn note_flush(&mut self, v: VolumeNr, mark: Option<FlushMark>, result: &DiskResult) {
         let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        disk.flushing = disk.flushing.saturating_sub(u32::from(mark.is_some()));
         match (mark, result) {
             (Some(mark), Ok(_)) => disk.al.note_data_flush(mark),
             (_, Err(failure)) if !failure.unsupported => self.data_flush_failed(v),

@@ -6,9 +6,11 @@
 //!
 //! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
 //! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
-//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink).
+//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink). Apart from those: [`crash_states`], every power cut of recorded
+//! metadata writes.
 
 pub mod coverage;
+pub mod crash_states;
 pub mod device;
 pub mod draw;
 pub mod model;
