@@ -127,6 +127,11 @@ impl World {
     pub(super) fn command(&mut self, node: usize, volume: usize, order: Order, command: Command) -> CommandId {
         self.next_id += 1;
         let id = CommandId(self.next_id);
+        if !self.nodes[node].is_up() {
+            // It died over the command before.
+            return id;
+        }
+        self.trace.note(self.now, node, 23, id.0, || format!("vol {volume} command {}: {order:?}", id.0));
         self.nodes[node].commands.insert(id, (volume, order));
         self.event(node, Event::Command { id, volume: nr(volume), command });
         id
@@ -141,7 +146,7 @@ impl World {
             Err(CommandError::State(result)) => format!("{result:?}"),
             Err(CommandError::Code { code, .. }) => format!("error {code}"),
         };
-        self.trace.note(self.now, node, 22, id.0, || format!("vol {volume} {order:?}: {outcome}"));
+        self.trace.note(self.now, node, 22, id.0, || format!("vol {volume} command {} ends: {outcome}", id.0));
         let name = match order {
             Order::Primary { force: true } => "primary --force",
             Order::Primary { .. } => "primary",
