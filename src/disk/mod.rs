@@ -12,6 +12,7 @@
 //! device refused, except interrupted and short transfers.
 
 mod claim;
+mod erase;
 mod error;
 pub mod meta_file;
 mod op;
