@@ -219,16 +219,14 @@ impl Engine {
             only_failed_bits_left: vol.out_of_sync_bits()
                 <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
         };
+        if ps.conn == ConnState::Connected && matches!(ps.disk, DiskState::Inconsistent | DiskState::UpToDate) {
+            // The target is done; bits that application writes still hold here are cleared by their last
+            // acknowledgements, and the end follows then.
+            self.note_peer_finished(v, ps.disk);
+        }
         match read_peer_state(&os, &ps, &ctx) {
-            Received::TearingDown => {}
-            Received::FinishResync => self.ping_then(AfterPing::SourceFinish(v)),
-            Received::Ignore => {
-                // The target is done; bits that application writes still hold here are cleared by their last
-                // acknowledgements, and the end follows then.
-                if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
-                    resync.peer_finished = true;
-                }
-            }
+            Received::TearingDown | Received::Ignore => {}
+            Received::FinishResync => self.check_source_done(v),
             Received::FinishVerify => self.ping_then(AfterPing::VerifyFinish(v)),
             Received::Apply(view) => self.apply_peer_state(v, &os, &ps, &ctx, view),
         }

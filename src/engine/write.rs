@@ -302,6 +302,7 @@ impl Engine {
                 let range = request.range;
                 // Bits are set when it is known that they are due, never later: a resync may be running by then.
                 self.set_bits(v, range);
+                self.source_failed(v, range);
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
                     self.log_error(

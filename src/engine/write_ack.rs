@@ -19,6 +19,7 @@ impl Engine {
                 // Protocol A and B: the write may be long completed; its blocks are marked all the same.
                 if let Some(range) = SectorRange::from_bytes(ack.sector, u64::from(ack.blksize)) {
                     self.set_bits(v, range);
+                    self.source_failed(v, range);
                 }
                 return;
             }
@@ -53,6 +54,7 @@ impl Engine {
         if how == AckKind::Negative {
             // At once: a bitmap exchange may follow before the epoch is retired.
             self.set_bits(v, range);
+            self.source_failed(v, range);
         }
         if was_pending && let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);

@@ -1,0 +1,124 @@
+//! Disks that fail, go and come back: what a resync leaves undone, which copy a success stands for, which data may return.
+
+use super::net;
+use super::pair::{A, B, Pair, V};
+use crate::engine::action::DiskOp;
+use crate::engine::event::Command;
+use crate::engine::options::{DiskOptions, OnIoError};
+use crate::units::Sector;
+use crate::wire::params::ReplProtocol;
+use crate::wire::state::ConnState;
+
+fn pass_on() -> DiskOptions {
+    DiskOptions { on_io_error: OnIoError::PassOn, ..DiskOptions::default() }
+}
+
+fn starts_at(io: &DiskOp, write: bool, sector: u64) -> bool {
+    match io {
+        DiskOp::Write { range, .. } | DiskOp::WriteZeroes { range, .. } => write && range.start == Sector(sector),
+        DiskOp::Read(range) => !write && range.start == Sector(sector),
+        _ => false,
+    }
+}
+
+/// Runs until the next read or write of this sector is queued on a node, and lets it fail.
+fn fail_next(p: &mut Pair, n: usize, write: bool, sector: u64) {
+    let at = |p: &Pair| p.nodes[n].disk_queue.iter().position(|(.., io)| starts_at(io, write, sector));
+    for _ in 0..100_000 {
+        if let Some(index) = at(p) {
+            p.nodes[n].fail_writes = write;
+            p.nodes[n].fail_reads = !write;
+            p.do_disk(n, index);
+            p.nodes[n].fail_writes = false;
+            p.nodes[n].fail_reads = false;
+            return;
+        }
+        assert!(p.step(), "sector {sector} is never touched");
+    }
+    panic!("sector {sector} is never touched");
+}
+
+fn reconnect(p: &mut Pair) {
+    p.cut();
+    p.settle();
+    p.join();
+    p.settle();
+}
+
+/// A pair with A Primary, cut, in which blocks 0, 1 and 100 of B are old.
+fn outdated(seed: u64) -> Pair {
+    let mut p = Pair::ready(seed, &net(ReplProtocol::C));
+    for n in [A, B] {
+        p.ok(n, Command::DiskOptions(pass_on()));
+    }
+    p.cut();
+    p.write(A, 0, 16, 1);
+    p.write(A, 800, 8, 2);
+    p.settle();
+    p
+}
+
+#[test]
+fn a_block_that_failed_once_in_a_resync_was_lost_from_sight() {
+    for seed in 0..10 {
+        let mut p = outdated(30 + seed);
+        p.join();
+        fail_next(&mut p, B, true, 0);
+        p.settle();
+        assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/Inconsistent", "{:#?}", p.nodes[A].log);
+        assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary Inconsistent/UpToDate", "{:#?}", p.nodes[B].log);
+        assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (2, 2), "one request of two blocks");
+        assert!(p.nodes[B].log.iter().any(|line| line == "2 failed blocks"));
+        reconnect(&mut p);
+        assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+        assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (0, 0));
+        p.same_data();
+    }
+}
+
+#[test]
+fn a_disk_that_keeps_failing_was_asked_for_ever() {
+    let mut p = outdated(40);
+    p.nodes[B].fail_writes = true;
+    p.join();
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/Inconsistent");
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary Inconsistent/UpToDate");
+    assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (3, 3));
+    let requests = p.nodes[B].packets["P_RS_DATA_REQUEST"];
+    assert_eq!(requests, 2, "each run once");
+    p.nodes[B].fail_writes = false;
+    reconnect(&mut p);
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate");
+    p.same_data();
+}
+
+#[test]
+fn a_block_that_the_source_could_not_read_ended_no_resync() {
+    let mut p = outdated(41);
+    p.join();
+    fail_next(&mut p, A, false, 800);
+    p.settle();
+    assert_eq!(p.nodes[A].state(V).conn, ConnState::Connected, "{:#?}", p.nodes[A].log);
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary Inconsistent/UpToDate", "{:#?}", p.nodes[B].log);
+    assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (1, 1));
+    reconnect(&mut p);
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate");
+    p.same_data();
+}
+
+#[test]
+fn a_failed_block_that_an_application_write_repairs_does_not_count() {
+    let mut p = outdated(42);
+    p.ok(B, Command::DiskOptions(DiskOptions { resync_rate: Some(1 << 20), ..pass_on() }));
+    p.write(A, 8192, 8192, 3);
+    p.settle();
+    p.join();
+    fail_next(&mut p, B, true, 0);
+    p.write(A, 0, 16, 4);
+    p.settle_for(20_000_000_000);
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate");
+    assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (0, 0));
+    p.same_data();
+}
