@@ -2,8 +2,8 @@
 
 use super::net;
 use super::pair::{A, B, Pair, V};
-use crate::engine::action::DiskOp;
-use crate::engine::event::Command;
+use crate::engine::action::{ClientError, DiskOp};
+use crate::engine::event::{ClientRequest, Command, Socket};
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::units::Sector;
 use crate::wire::params::ReplProtocol;
@@ -121,4 +121,85 @@ fn a_failed_block_that_an_application_write_repairs_does_not_count() {
     assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate");
     assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (0, 0));
     p.same_data();
+}
+
+#[test]
+fn a_write_that_only_a_sync_target_has_was_a_success() {
+    for protocol in [ReplProtocol::A, ReplProtocol::B, ReplProtocol::C] {
+        for policy in [OnIoError::Detach, OnIoError::PassOn] {
+            let mut p = Pair::ready(43, &net(protocol));
+            for n in [A, B] {
+                let opts = DiskOptions { on_io_error: policy, resync_rate: Some(1 << 20), ..DiskOptions::default() };
+                p.ok(n, Command::DiskOptions(opts));
+            }
+            p.cut();
+            p.write(A, 0, 8192, 1);
+            p.settle();
+            p.join();
+            while p.nodes[A].state(V).conn != ConnState::SyncSource {
+                assert!(p.step());
+            }
+            let id = p.write(A, 16384, 8, 2);
+            fail_next(&mut p, A, true, 16384);
+            p.settle_for(20_000_000_000);
+            assert_eq!(p.nodes[A].completed.get(&id), Some(&Err(ClientError::Io)), "{protocol:?} {policy:?}");
+        }
+    }
+}
+
+#[test]
+fn a_primary_without_a_disk_needs_the_peers_word_that_a_write_is_written() {
+    for version in [95, 101] {
+        for protocol in [ReplProtocol::A, ReplProtocol::B] {
+            let mut p = Pair::new(44);
+            p.version = version;
+            p.up(&[16 << 20], &net(protocol));
+            p.ok(A, Command::NewCurrentUuid { clear_bitmap: true });
+            p.ok(A, Command::Primary { force: false });
+            p.ok(A, Command::Detach { force: false });
+            let id = p.write(A, 0, 8, 1);
+            while !p.nodes[A].data.is_empty() {
+                p.deliver(A, Socket::Data);
+            }
+            while !p.nodes[B].meta.is_empty() {
+                p.deliver(B, Socket::Meta);
+            }
+            assert!(!p.done(A, id), "{protocol:?} {version}: it is on no disk");
+            p.settle();
+            assert!(p.nodes[A].completed[&id].is_ok(), "{protocol:?} {version}");
+            assert_eq!(p.read(A, 0, 8)[0], 1);
+            // What is under way when the link goes is no success.
+            let id = p.write(A, 0, 8, 2);
+            while !p.nodes[A].data.is_empty() {
+                p.deliver(A, Socket::Data);
+            }
+            p.cut();
+            p.settle();
+            assert_eq!(p.nodes[A].completed.get(&id), Some(&Err(ClientError::Io)), "{protocol:?} {version}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_failed_under_a_sent_write_left_the_success_to_the_socket() {
+    for (seed, protocol) in [ReplProtocol::A, ReplProtocol::B].into_iter().enumerate() {
+        let mut p = Pair::ready(45 + seed as u64, &net(protocol));
+        p.write(A, 0, 8, 1);
+        p.settle();
+        let id = p.write(A, 0, 8, 2);
+        while !p.nodes[A].data.is_empty() {
+            p.deliver(A, Socket::Data);
+        }
+        while !p.nodes[B].meta.is_empty() {
+            p.deliver(B, Socket::Meta);
+        }
+        fail_next(&mut p, A, true, 0);
+        assert!(!p.done(A, id), "{protocol:?}: the peer has not written it yet");
+        let flush = p.client(A, V, ClientRequest::Flush);
+        p.settle();
+        assert!(p.nodes[A].completed[&id].is_ok() && p.nodes[A].completed[&flush].is_ok(), "{protocol:?}");
+        assert_eq!(p.read(A, 0, 8)[0], 2);
+        let pending = p.nodes[A].engine.volumes[&V].counters.pending;
+        assert_eq!(pending, 0, "{protocol:?}");
+    }
 }
