@@ -240,6 +240,7 @@ impl Engine {
         ctx: &ReceivedContext,
         mut view: PeerView,
     ) {
+        let mut attach_aborted = false;
         let both = os.disk >= DiskState::Negotiating && ps.disk >= DiskState::Negotiating;
         if !view.handshake && both && os.conn == ConnState::WfReportParams {
             return self.peer_error("P_STATE", "came before P_UUIDS");
@@ -273,6 +274,7 @@ impl Engine {
                     if ps.disk == DiskState::Negotiating {
                         self.log(Level::Warn, Some(v), "Disk attach process on the peer node was aborted.");
                         view.pdsk = DiskState::Diskless;
+                        attach_aborted = true;
                     } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
                         return self.drop_link(ConnState::ProtocolError);
                     } else {
@@ -286,7 +288,8 @@ impl Engine {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
             return self.drop_link(ConnState::Disconnecting);
         }
-        if view.peer_must_decide(os, ps) {
+        if attach_aborted || view.peer_must_decide(os, ps) {
+            // It has to see for itself, or it would wait for ever.
             self.send_uuids_durably(v);
             self.send_state(v);
         }

@@ -2,12 +2,12 @@
 
 use super::net;
 use super::pair::{A, B, Pair, V};
-use crate::engine::action::{ClientError, DiskOp};
+use crate::engine::action::{ClientError, CommandError, DiskOp};
 use crate::engine::event::{ClientRequest, Command, Socket};
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::units::Sector;
 use crate::wire::params::ReplProtocol;
-use crate::wire::state::ConnState;
+use crate::wire::state::{ConnState, DiskState, Role};
 
 fn pass_on() -> DiskOptions {
     DiskOptions { on_io_error: OnIoError::PassOn, ..DiskOptions::default() }
@@ -202,4 +202,121 @@ fn a_disk_that_failed_under_a_sent_write_left_the_success_to_the_socket() {
         let pending = p.nodes[A].engine.volumes[&V].counters.pending;
         assert_eq!(pending, 0, "{protocol:?}");
     }
+}
+
+/// A Secondary without its disk, and data on the disk that is not attached that the peer's have left behind: rule 90.
+fn split(seed: u64) -> Pair {
+    let mut p = Pair::ready(seed, &net(ReplProtocol::C));
+    p.cut();
+    p.write(A, 0, 8, 1);
+    p.settle();
+    p.ok(A, Command::Secondary);
+    p.ok(B, Command::Primary { force: false });
+    p.write(B, 0, 8, 2);
+    p.settle();
+    p.ok(B, Command::Secondary);
+    p.ok(A, Command::Detach { force: false });
+    p.join();
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Secondary/Secondary Diskless/UpToDate", "{:#?}", p.nodes[A].log);
+    p
+}
+
+#[test]
+fn a_disk_with_other_data_came_back_under_a_diskless_primary() {
+    let mut p = split(50);
+    p.ok(A, Command::Primary { force: false });
+    p.write(A, 0, 8, 3);
+    p.settle();
+    p.attach(A, V);
+    while p.nodes[A].state(V).disk != DiskState::Negotiating {
+        assert!(p.step());
+    }
+    p.cut();
+    p.settle();
+    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless, "{:#?}", p.nodes[A].log);
+    let id = p.attach(A, V);
+    p.settle();
+    let refused = p.nodes[A].results.remove(&id);
+    assert!(matches!(refused, Some(Err(CommandError::Code { code: 150, .. }))), "{refused:?}");
+    p.join();
+    p.settle();
+    assert_eq!(p.read(A, 0, 8)[0], 3);
+}
+
+#[test]
+fn a_refused_attach_stayed_negotiating() {
+    for promote in [false, true] {
+        let mut p = split(51);
+        if promote {
+            p.ok(A, Command::Primary { force: false });
+        }
+        p.attach(A, V);
+        p.settle();
+        assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless, "{:#?}", p.nodes[A].log);
+        assert!(p.nodes[A].log.iter().any(|line| line.contains("attach refused")));
+        assert!(p.nodes[B].log.iter().any(|line| line == "Disk attach process on the peer node was aborted."));
+        assert_eq!(p.nodes[A].state(V).conn, ConnState::Connected);
+        if promote {
+            p.write(A, 0, 8, 3);
+            p.settle();
+            assert_eq!(p.read(A, 0, 8)[0], 3);
+        }
+    }
+}
+
+#[test]
+fn an_inconsistent_peer_cannot_be_the_source_of_an_attach() {
+    let mut p = outdated(52);
+    p.join();
+    while p.nodes[B].state(V).conn != ConnState::SyncTarget {
+        assert!(p.step());
+    }
+    // In the middle of a resync: Inconsistent.
+    p.ok(B, Command::Detach { force: true });
+    // The Primary's disk gets a bad block: Inconsistent on both nodes.
+    p.write(A, 0, 8, 5);
+    fail_next(&mut p, A, true, 0);
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary Inconsistent/Diskless");
+    p.ok(A, Command::Secondary);
+    p.attach(B, V);
+    p.settle();
+    assert_eq!(p.nodes[B].text(), "Connected Secondary/Secondary Diskless/Inconsistent", "{:#?}", p.nodes[B].log);
+    assert_eq!(p.nodes[A].text(), "Connected Secondary/Secondary Inconsistent/Diskless", "{:#?}", p.nodes[A].log);
+}
+
+#[test]
+fn a_disk_that_failed_came_back_without_what_the_peer_alone_has() {
+    let mut p = Pair::ready(53, &net(ReplProtocol::C));
+    p.write(A, 0, 8, 1);
+    p.settle();
+    let id = p.write(A, 0, 8, 2);
+    fail_next(&mut p, A, true, 0);
+    // The peer acknowledges, and does not hear of the failure.
+    while !p.done(A, id) {
+        if !p.nodes[A].data.is_empty() && p.nodes[B].disk_queue.is_empty() && p.nodes[B].meta.is_empty() {
+            p.deliver(A, Socket::Data);
+        } else if p.nodes[B].meta.is_empty() {
+            p.do_disk(B, 0);
+        } else {
+            p.deliver(B, Socket::Meta);
+        }
+    }
+    assert!(p.nodes[A].completed[&id].is_ok());
+    p.cut();
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "WFConnection Primary/Unknown Diskless/DUnknown");
+    let attach = p.attach(A, V);
+    p.settle();
+    assert!(p.nodes[A].results[&attach].is_err(), "{}", p.nodes[A].text());
+    p.join();
+    p.settle();
+    assert_eq!(p.nodes[A].state(V).role, Role::Primary);
+    assert_eq!(p.read(A, 0, 8)[0], 2);
+    p.attach(A, V);
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+    assert_eq!(p.read(A, 0, 8)[0], 2);
+    p.same_data();
 }
