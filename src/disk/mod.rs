@@ -14,6 +14,7 @@
 //! device refused, except interrupted and short transfers.
 
 mod claim;
+mod erase;
 mod error;
 #[cfg(any(test, feature = "sim"))]
 pub mod fault;

@@ -74,7 +74,8 @@ impl Engine {
                 format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size),
             ));
         }
-        if !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
+        let behind = vol.behind && vol.state.pdsk != DiskState::UpToDate;
+        if behind || !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
             return Err(code(150, format!("Can only attach to data with current UUID={}", vol.exposed)));
         }
         let AttachedDisk {

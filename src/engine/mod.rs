@@ -34,6 +34,7 @@ mod admin_volume;
 mod apply;
 mod bitmap_xfer;
 mod bits;
+mod blocks;
 mod connection;
 mod disk_state;
 mod epoch;

@@ -148,8 +148,12 @@ impl Engine {
         disk.unflushed = true;
         let extents = disk.al.unflushed_extents();
         for extent in extents {
-            let start = Sector(u64::from(extent.0) * AL_EXTENT_SECTORS);
-            self.set_bits(v, SectorRange { start, count: Sectors(AL_EXTENT_SECTORS) });
+            let range = SectorRange {
+                start: Sector(u64::from(extent.0) * AL_EXTENT_SECTORS),
+                count: Sectors(AL_EXTENT_SECTORS),
+            };
+            self.set_bits(v, range);
+            self.source_failed(v, range);
         }
         if !self.rx.epochs.is_empty() {
             self.log(Level::Error, Some(v), "data that the peer sent may be lost; dropping the connection");

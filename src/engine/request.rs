@@ -72,6 +72,8 @@ pub(crate) struct Request {
     pub net: Side,
     /// Epoch, if it was replicated.
     pub epoch: Option<u32>,
+    /// The peer said that the write is on its disk.
+    pub confirmed: bool,
     /// The peer said "written and in sync".
     pub set_in_sync: bool,
     /// During a resync: its range stays taken until the peer has said whether it is in sync, even where the client
@@ -95,12 +97,16 @@ pub(crate) struct Request {
     pub aborted: bool,
 }
 
-/// Which acknowledgement completes the network half.
+/// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
+/// whatever the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AckDue {
+    /// Handing it to the socket is enough.
     None,
     Receive,
     Write,
+    /// Only the peer's barrier acknowledgement says that it is written.
+    Barrier,
 }
 
 /// A flush under way.
@@ -111,6 +117,8 @@ pub(crate) struct Flush {
     pub local: Side,
     /// Waits until this epoch is retired.
     pub epoch: Option<u32>,
+    /// The epoch covers everything that was written before: the peer's copy alone is enough.
+    pub peer_only: bool,
 }
 
 impl Engine {
@@ -187,6 +195,7 @@ impl Engine {
             local: Side::Unused,
             net: Side::Unused,
             epoch: None,
+            confirmed: false,
             set_in_sync: false,
             sync_due: false,
             registered: false,

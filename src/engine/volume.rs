@@ -128,6 +128,9 @@ pub(crate) struct Volume {
     pub size: Sectors,
     /// The data generation that was last shown to applications.
     pub exposed: GenId,
+    /// This Primary lost its disk and goes on with the peer's: the old disk misses writes, whatever its identifiers say
+    /// before the peer has made a new generation.
+    pub behind: bool,
     pub peer: PeerSide,
     pub open_count: u32,
     /// Started application writes.
@@ -190,6 +193,7 @@ impl Volume {
             disk: None,
             size: Sectors(0),
             exposed: GenId::UNSET,
+            behind: false,
             peer: PeerSide::default(),
             open_count: 0,
             active: RangeMap::default(),

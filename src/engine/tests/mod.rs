@@ -1,5 +1,6 @@
 //! Two engines back to back: the handshake, writes under every protocol, cuts, crashes and resyncs.
 
+mod bad_disks;
 mod bitmaps;
 mod crash;
 mod lost_link;
