@@ -336,6 +336,15 @@ impl World {
     /// Where DRBD leaves people alone: two Primaries that meet, or no good disk on either node.
     fn last_resort(&mut self) {
         self.rounds += 1;
+        // Blocks that could not be written wait for the next handshake: connected, no resync, and not good.
+        let stuck = (0..self.differs.len()).any(|volume| {
+            [A, B].iter().all(|n| self.nodes[*n].volumes[volume].seen.conn == ConnState::Connected)
+                && [A, B].iter().any(|n| self.nodes[*n].volumes[volume].seen.disk != DiskState::UpToDate)
+        });
+        if stuck && self.rounds.is_multiple_of(4) {
+            self.coverage.count(Group::Fault, "reconnected by hand");
+            self.order(1 - self.prefer, 0, Order::Disconnect { force: true });
+        }
         if !self.rounds.is_multiple_of(8) {
             return;
         }
