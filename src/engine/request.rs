@@ -93,6 +93,9 @@ pub(crate) struct Request {
     /// A read that failed on one side is tried on the other once.
     pub tried_local: bool,
     pub tried_remote: bool,
+    /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
+    /// Readers will find the old data here, wherever else the new ones are.
+    pub stale_here: bool,
     /// The local operation was given up (forced detach); its late completion is ignored.
     pub aborted: bool,
 }
@@ -206,6 +209,7 @@ impl Engine {
             started: self.now,
             tried_local: false,
             tried_remote: false,
+            stale_here: false,
             aborted: false,
         })
     }

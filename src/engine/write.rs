@@ -335,6 +335,10 @@ impl Engine {
                         format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
                     );
                     self.on_io_error(v);
+                    let still_good = self.state(v).disk == DiskState::UpToDate;
+                    if let Some(request) = self.requests.get_mut(key) {
+                        request.stale_here = still_good;
+                    }
                 }
             }
         }
@@ -371,7 +375,7 @@ impl Engine {
             request.done = true;
             // A copy counts where a resync will not replace it.
             let ok = own_counts
-                || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate)
+                || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
                 || (blind && request.local == Side::Failed && request.net == Side::Unused);
             let epoch = request.epoch;
             request.data = None;

@@ -99,11 +99,12 @@ impl World {
             return self.fail(Checker::Read, format!("a read of {count} sectors returned {total} bytes"));
         }
         let mut sector = start;
+        let alone = self.primary(pending.volume) == Some(node);
         for piece in data {
             for bytes in piece.chunks(SECTOR) {
                 let content = stamp::content(bytes, sector);
                 let (began, now) = (pending.began, self.tick);
-                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict);
+                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict, alone);
                 if let Err(text) = checked {
                     return self.fail(Checker::Read, text);
                 }

@@ -154,6 +154,8 @@ pub struct Node {
     pub max_buffers: u32,
     /// Until then more requests than that may be under way.
     pub unlimited_until: u64,
+    /// A resync needs this node to be Secondary.
+    pub must_demote: bool,
     /// The peer's data were found to have no common past.
     pub unrelated: bool,
     /// Attaches refused in this life.
@@ -209,6 +211,7 @@ impl Node {
             queued: VecDeque::new(),
             actions: Vec::new(),
             unrelated: false,
+            must_demote: false,
             refused_attach: 0,
             split_brain: false,
         }

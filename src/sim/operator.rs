@@ -323,6 +323,11 @@ impl World {
             }
             if self.peace {
                 self.soothe(node);
+                if std::mem::take(&mut self.nodes[node].must_demote) {
+                    for volume in 0..self.differs.len() {
+                        self.order(node, volume, Order::Secondary { close: true });
+                    }
+                }
             }
         }
         for volume in 0..self.differs.len() {
