@@ -99,6 +99,8 @@ pub(crate) struct MdQueue {
     active: Option<Job>,
     outstanding: u32,
     failed: bool,
+    /// The running stage writes bitmap pages.
+    pages: bool,
 }
 
 impl MdQueue {
@@ -218,6 +220,7 @@ impl Engine {
     fn md_stage(&mut self, v: VolumeNr, stage: Stage) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let flushes = vol.opts.md_flushes;
+        vol.md.pages = matches!(stage, Stage::Writes(_));
         let Some(disk) = vol.disk.as_mut() else { return };
         match stage {
             Stage::FlushData => {
@@ -307,6 +310,12 @@ impl Engine {
             }
             Err(failure) => {
                 vol.md.failed = true;
+                // The page may not be there: no later superblock may rely on it, that of the detach neither.
+                if vol.md.pages
+                    && let Some(disk) = vol.disk.as_mut()
+                {
+                    disk.bitmap.mark_all_changed();
+                }
                 if mark.is_some() && !failure.unsupported {
                     self.data_flush_failed(v);
                 }
