@@ -42,7 +42,7 @@ impl LocalDisk {
             let Some((change, bytes)) = self.bitmap.start_page_write(page) else { continue };
             cleared |= change.cleared;
             writes.push((offset, bytes::Bytes::copy_from_slice(&bytes[..])));
-            // Jobs are serial: no second write of the page starts before this one is done, and a failed one ends the disk.
+            // Jobs are serial: no second write of the page starts before this one is done; a failed one marks all pages.
             self.bitmap.page_written(page, true);
         }
         (writes, cleared, more)

@@ -100,6 +100,8 @@ pub(crate) struct MdQueue {
     active: Option<Job>,
     outstanding: u32,
     failed: bool,
+    /// The running stage writes bitmap pages.
+    pages: bool,
 }
 
 impl MdQueue {
@@ -237,6 +239,7 @@ impl Engine {
         );
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let flushes = vol.opts.md_flushes;
+        vol.md.pages = matches!(stage, Stage::Writes(_));
         let Some(disk) = vol.disk.as_mut() else { return };
         // What an older write of the superblock promised about the data must still hold when a newer one is read after a
         // crash.
@@ -334,6 +337,12 @@ impl Engine {
             Err(failure) => {
                 let Some(vol) = self.volumes.get_mut(&v) else { return };
                 vol.md.failed = true;
+                // The page may not be there: no later superblock may rely on it, that of the detach neither.
+                if vol.md.pages
+                    && let Some(disk) = vol.disk.as_mut()
+                {
+                    disk.bitmap.mark_all_changed();
+                }
                 if mark.is_some() && !failure.unsupported {
                     self.data_flush_failed(v);
                 }

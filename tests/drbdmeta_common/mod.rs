@@ -26,7 +26,7 @@ impl Drop for Tool {
 
 impl Tool {
     /// `nr`, below 10, tells the tests of one process apart. `None`, with a line that says so, where it is not installed.
-    #[expect(clippy::print_stdout, reason = "says why the test does nothing")]
+    #[allow(clippy::print_stdout, reason = "says why the test does nothing")]
     pub fn find(nr: u32) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

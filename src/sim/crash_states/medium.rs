@@ -107,7 +107,7 @@ impl Media {
             self.open.range((medium, 0)..=(medium, u64::MAX)).flat_map(|(_, ops)| ops).copied().collect();
         for op in ops {
             let times = self.time(op);
-            times.failed = times.failed.or(times.completed.take());
+            times.failed = times.failed.or_else(|| times.completed.take());
         }
     }
 

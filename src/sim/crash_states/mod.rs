@@ -193,9 +193,10 @@ pub fn run(options: &Options) -> Result<Report, Error> {
                 if turn % 997 == 500 && again.len() < 4 {
                     again.extend(scenarios::recovery(&recording, image, peer.clone()).ok());
                 }
+                true
             });
             for recording in again {
-                look_at(&recording, options, seed, &mut report, |_, _, _| {});
+                look_at(&recording, options, seed, &mut report, |_, _, _| true);
             }
             *report.by_scenario.entry(*scenario).or_default() += report.states - before;
         }
@@ -217,7 +218,7 @@ pub fn sample(options: &Options, count: usize) -> Result<Vec<SampledImage>, Erro
         while taken.len() < share && seed < options.seed + 8 {
             let recording = scenarios::play(*scenario, seed, options.fault)?;
             look_at(&recording, options, seed, &mut Report::default(), |image, _, turn| {
-                if turn % 41 == 7 && taken.len() < share {
+                if turn % 41 == 7 {
                     taken.push(SampledImage {
                         name: format!("{} image {turn}", recording.name),
                         place: recording.place,
@@ -225,6 +226,7 @@ pub fn sample(options: &Options, count: usize) -> Result<Vec<SampledImage>, Erro
                         sectors: image.content(recording.meta_medium),
                     });
                 }
+                taken.len() < share
             });
             seed += 1;
         }
@@ -233,18 +235,19 @@ pub fn sample(options: &Options, count: usize) -> Result<Vec<SampledImage>, Erro
     Ok(images)
 }
 
-/// Every crash of one recording. `each` sees the images before they are recovered, with the peer and a running number.
+/// Every crash of one recording. `each` sees the images before they are recovered, with the peer and a running number,
+/// and says whether to go on.
 fn look_at(
     recording: &Recording,
     options: &Options,
     seed: u64,
     report: &mut Report,
-    mut each: impl FnMut(&Image<'_>, &Fact, u64),
+    mut each: impl FnMut(&Image<'_>, &Fact, u64) -> bool,
 ) {
     let effort = Effort { exhaustive: options.exhaustive, random: options.random };
     let (mut media, mut model, mut rng) = (Media::new(recording), Model::new(recording), Rng::new(seed));
     report.runs += 1;
-    let (mut turn, mut point) = (0, usize::try_from(seed % 1024).unwrap_or(0));
+    let (mut go_on, mut turn, mut point) = (true, 0, usize::try_from(seed % 1024).unwrap_or(0));
     for (nr, step) in recording.steps.iter().enumerate() {
         let matters = model.apply(recording, &media, step);
         media.apply(recording, step);
@@ -255,7 +258,7 @@ fn look_at(
         if point % options.every.max(1) != 0 {
             continue;
         }
-        if options.first_only && report.violations > 0 {
+        if !go_on || (options.first_only && report.violations > 0) {
             return;
         }
         report.steps += 1;
@@ -266,8 +269,11 @@ fn look_at(
                 choice.iter().map(|((m, s), op)| format!("{m}:{s}={op}")).collect::<Vec<_>>().join(" ")
             };
             let mut image = Image::new(recording, &media, choice.clone());
-            each(&image, &peer, turn);
+            go_on &= each(&image, &peer, turn);
             turn += 1;
+            if !go_on {
+                return;
+            }
             report.states += 1;
             if let Err(what) = judge.check(&mut image) {
                 report.violations += 1;

@@ -108,7 +108,7 @@ fn activity_log(seed: u64, external: bool, fault: Option<Fault>) -> Result<Recor
     w.start_here();
     w.must(A, Command::NewCurrentUuid { clear_bitmap: true });
     w.must(A, Command::Primary { force: true });
-    let extents = EXTENTS as usize;
+    let extents = usize::try_from(EXTENTS).unwrap_or(1);
     for round in 0..3 {
         for i in 0..100 {
             // A part hits, a part misses.
@@ -262,7 +262,7 @@ fn storm(seed: u64, external: bool, fault: Option<Fault>) -> Result<Recording, E
     let recorded = usize::from(seed / 2 % 2 == 1);
     // A Primary that loses its disk and gets it back syncs all its hot extents: only where those are few. Where they are
     // many, they are evicted.
-    let (extents, detaches) = if seed / 12 % 2 == 0 { (75, false) } else { (6, true) };
+    let (extents, detaches) = if (seed / 12).is_multiple_of(2) { (75, false) } else { (6, true) };
     let mut w = pair("storm", seed, shape(extents, external, false)?, recorded, protocol(seed), fault)?;
     for _ in 0..30 {
         let primary = w.primary();

@@ -51,7 +51,7 @@ impl Shape {
     /// Bytes of the device with the metadata.
     pub(super) fn meta_bytes(self) -> u64 {
         // Enough for ring and bitmap of the sizes used here, and for the kernel's minimum.
-        let room = 1 << 20 | u64::from(self.al.blocks()) * 4096 * 2;
+        let room = (1 << 20) + u64::from(self.al.blocks()) * 4096 * 2;
         if self.external { room } else { self.data.bytes() + room }
     }
 

@@ -1,6 +1,7 @@
 //! Images that a crash left behind, under the real `drbdmeta`: the same verdict, bits and identifiers, before and after
 //! `apply-al`. Skipped where it is not installed.
 
+#[allow(dead_code, reason = "shared with tests that need more of it")]
 #[path = "../../../../tests/drbdmeta_common/mod.rs"]
 mod drbdmeta_common;
 

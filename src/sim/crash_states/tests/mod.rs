@@ -45,6 +45,26 @@ fn a_failed_write_leaves_no_lie() {
     clean(Scenario::Failure);
 }
 
+/// The page write of a demotion fails; the detach that follows must not write the superblock of a Secondary without it.
+#[test]
+fn a_failed_page_is_written_again_before_the_primary_indicator_goes() {
+    let options = Options { first_only: true, ..Options::default() };
+    let recording = scenarios::play(Scenario::Failure, 11, None).expect("played");
+    let mut report = Report::default();
+    look_at(&recording, &options, 11, &mut report, |_, _, _| true);
+    assert!(report.is_clean(), "{report}");
+}
+
+/// A link that comes back at once, while the superblock of the new generation is still being written.
+#[test]
+fn identifiers_are_not_sent_before_they_are_durable() {
+    let options = Options { first_only: true, exhaustive: 8, random: 1, ..Options::default() };
+    let recording = scenarios::play(Scenario::Bitmap, 0, None).expect("played");
+    let mut report = Report::default();
+    look_at(&recording, &options, 0, &mut report, |_, _, _| true);
+    assert!(report.is_clean(), "{report}");
+}
+
 #[test]
 fn a_device_that_grows_loses_no_bit() {
     clean(Scenario::Grow);
