@@ -150,6 +150,10 @@ impl Engine {
             self.unregister_write(key);
             return self.fail_part(key, ClientError::Io);
         }
+        if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {
+            // The peer keeps the books for a node without a disk, once it knows: the state goes first.
+            return self.unannounced.push(key);
+        }
         if local && !remote {
             let newly = self.set_bits(v, range);
             if newly > 0 && sends_out_of_sync(&state) && self.conn.version >= 96 {
