@@ -162,6 +162,8 @@ impl Engine {
         }
         let ack = match self.conn.protocol() {
             _ if !remote => AckDue::None,
+            // The peer's copy is the only one: a client is told that it exists when it does, under every protocol.
+            _ if !local && self.conn.version >= 100 => AckDue::Write,
             ReplProtocol::A => AckDue::None,
             ReplProtocol::B => AckDue::Receive,
             ReplProtocol::C => AckDue::Write,
@@ -209,7 +211,7 @@ impl Engine {
         if ack_flags {
             dp = dp
                 .with_if(DpFlags::SEND_RECEIVE_ACK, protocol == ReplProtocol::B)
-                .with_if(DpFlags::SEND_WRITE_ACK, protocol == ReplProtocol::C || resync);
+                .with_if(DpFlags::SEND_WRITE_ACK, request.ack == AckDue::Write || resync);
         }
         let zero_data = self.sends_zero_data(kind);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
