@@ -319,9 +319,10 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.discard_my_data = false;
         let state = vol.state;
+        let may_be_done = vol.target_may_be_done();
         if let Some(disk) = vol.disk.as_mut() {
             let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
-            let fresh = (lonely && disk.sb.bitmap.0 == 0) || forced;
+            let fresh = (lonely && (disk.sb.bitmap.0 == 0 || may_be_done)) || forced;
             // No write is admitted before the primary indicator is durable.
             vol.promoting = Some(id);
             if forced {

@@ -37,7 +37,8 @@ impl Engine {
             exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| !vol.behind && vol.exposed.same(ids.current)),
             attach_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
             attach_pdsk: vol.map_or(DiskState::DUnknown, |vol| vol.attach_pdsk),
-            bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0),
+            bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0)
+                || vol.is_some_and(super::volume::Volume::target_may_be_done),
             others_connected: others().all(|o| o.state.conn >= ConnState::Connected),
             others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
@@ -311,9 +312,17 @@ impl Engine {
         let random = self.rng.gen_id();
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let primary = vol.state.role == Role::Primary;
+        let may_be_done = vol.target_may_be_done();
         let Some(disk) = vol.disk.as_mut() else { return };
-        let ids = disk.ids().new_current(random.0, primary);
+        let mut ids = disk.ids();
+        if may_be_done {
+            // As if the end of the resync had been seen. If it had not come to that, the next handshake finds the
+            // target's identifier in the history and starts over.
+            ids = ids.finish_as_source();
+        }
+        let ids = ids.new_current(random.0, primary);
         disk.set_ids(ids);
+        vol.target_maybe_done = false;
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));

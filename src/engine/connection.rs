@@ -360,6 +360,9 @@ impl Engine {
         self.bitmap_tx = None;
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.target_maybe_done = vol.target_may_be_done();
+            }
             self.forget_resync(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();

@@ -164,6 +164,7 @@ impl Engine {
         if states.disk == DiskState::Negotiating {
             vol.peer.uuids = None;
         }
+        vol.target_maybe_done = false;
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
             sb_written_size: agreed,

@@ -148,6 +148,9 @@ pub(crate) struct Volume {
     pub resync: Option<Resync>,
     /// Resync replies sent and not acknowledged (source), by first sector and bytes.
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
+    /// The link of a resync from here was lost when everything had been sent: the target may hold this generation, and the
+    /// bitmap identifier says the contrary.
+    pub target_maybe_done: bool,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,
@@ -185,6 +188,14 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
+    /// Whether the target of a resync from here may already call itself UpToDate under this generation: every block that is
+    /// left was sent, and only its acknowledgement is missing.
+    pub(crate) fn target_may_be_done(&self) -> bool {
+        let running = self.resync.as_ref().is_some_and(|resync| resync.source);
+        let under_way: u64 = self.resync_unacked.keys().map(|(_, bytes)| u64::from(*bytes).div_ceil(4096)).sum();
+        self.target_maybe_done || (running && self.out_of_sync_bits() <= under_way)
+    }
+
     pub(crate) fn new(nr: VolumeNr, opts: DiskOptions) -> Self {
         Self {
             nr,
@@ -204,6 +215,7 @@ impl Volume {
             resync_ranges: RangeMap::default(),
             resync: None,
             resync_unacked: BTreeMap::new(),
+            target_maybe_done: false,
             seq: SeqNr(0),
             counters: Counters::default(),
             crashed_primary: false,
