@@ -9,7 +9,7 @@ use super::pair::{A, B, Pair, V};
 use crate::engine::action::DiskOp;
 use crate::engine::event::{ClientRequest, Command, Socket};
 use crate::wire::params::ReplProtocol;
-use crate::wire::state::{DiskState, Role};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 /// Executes the first queued disk operation of a node that `which` picks; whether there was one.
 fn one_disk_op(p: &mut Pair, n: usize, which: impl Fn(&DiskOp) -> bool) -> bool {
@@ -314,4 +314,31 @@ fn a_primary_that_got_its_disk_back_alone_wrote_under_the_old_generation() {
     p.settle();
     assert_eq!(p.data(A, V)[0], 1, "written alone, and given up without a word");
     assert!(p.nodes[A].log.iter().any(|l| l.contains("Split-Brain detected")), "{:#?}", p.nodes[A].log);
+}
+
+#[test]
+fn a_source_that_failed_before_the_resync_began_left_old_data_called_good() {
+    for seed in 10..16 {
+        let options = net(ReplProtocol::C);
+        let mut p = Pair::ready(seed, &options);
+        p.cut();
+        p.settle();
+        p.write(A, 0, 8, 1);
+        p.settle();
+        p.join();
+        while !matches!(p.nodes[B].state(V).conn, ConnState::WfBitMapT | ConnState::WfSyncUuid) {
+            assert!(p.step());
+        }
+        assert_eq!(p.nodes[B].state(V).disk, DiskState::Outdated);
+        p.command(A, V, Command::Detach { force: true });
+        p.settle();
+        assert_ne!(p.nodes[B].state(V).disk, DiskState::UpToDate, "its data are old: {:#?}", p.nodes[B].log);
+        p.attach(A, V);
+        p.settle();
+        p.command(A, V, Command::Connect(Box::new(options)));
+        p.settle();
+        assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+        assert_eq!(p.data(A, V)[0], 1);
+        p.same_data();
+    }
 }
