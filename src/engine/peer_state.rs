@@ -287,7 +287,9 @@ impl Engine {
         let change = view.change(os, ps, ctx);
         if let Err(code) = self.change(v, &change, view.mode) {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
-            return self.drop_link(ConnState::Disconnecting);
+            // A peer that has lost its disk: these data stay Outdated until it has it back.
+            let lost_source = os.disk == DiskState::Outdated && view.pdsk <= DiskState::Failed;
+            return self.drop_link(if lost_source { ConnState::NetworkFailure } else { ConnState::Disconnecting });
         }
         if attach_aborted || view.peer_must_decide(os, ps) {
             // It has to see for itself, or it would wait for ever.

@@ -81,6 +81,12 @@ fn is_made_good(old: &VolumeState, new: &VolumeState, change: &StateChange) -> b
         D::Inconsistent => new.disk > D::Inconsistent && change.disk != Some(D::UpToDate),
         // Without a connection it becomes what was found at attach.
         D::Negotiating => new.disk == D::UpToDate && new.conn >= C::Connected && change.disk.is_none(),
+        D::Outdated => {
+            // A resync that never began, for its source lost the data; or a Primary without data to compare with.
+            let unbegun = matches!(old.conn, C::WfBitMapT | C::StartingSyncT | C::WfSyncUuid | C::PausedSyncT);
+            let unjudged = old.conn == C::WfReportParams && new.peer == Role::Primary && new.pdsk <= D::Failed;
+            (unbegun || unjudged) && new.disk == D::UpToDate && new.conn == C::Connected && change.disk.is_none()
+        }
         _ => false,
     }
 }

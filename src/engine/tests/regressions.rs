@@ -359,3 +359,30 @@ fn a_source_that_missed_the_end_of_a_resync_wrote_on_under_the_same_generation()
     assert!(split(A) || split(B), "{:#?}", p.nodes[A].log);
     assert_eq!(p.data(A, V)[80 * 512], 2, "given up without a word");
 }
+
+#[test]
+fn a_source_that_failed_before_the_resync_began_left_old_data_called_good() {
+    for seed in 10..16 {
+        let options = net(ReplProtocol::C);
+        let mut p = Pair::ready(seed, &options);
+        p.cut();
+        p.settle();
+        p.write(A, 0, 8, 1);
+        p.settle();
+        p.join();
+        while !matches!(p.nodes[B].state(V).conn, ConnState::WfBitMapT | ConnState::WfSyncUuid) {
+            assert!(p.step());
+        }
+        assert_eq!(p.nodes[B].state(V).disk, DiskState::Outdated);
+        p.command(A, V, Command::Detach { force: true });
+        p.settle();
+        assert_ne!(p.nodes[B].state(V).disk, DiskState::UpToDate, "its data are old: {:#?}", p.nodes[B].log);
+        p.attach(A, V);
+        p.settle();
+        p.command(A, V, Command::Connect(Box::new(options)));
+        p.settle();
+        assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+        assert_eq!(p.data(A, V)[0], 1);
+        p.same_data();
+    }
+}
