@@ -79,6 +79,9 @@ impl World {
         });
         self.coverage.count(Group::Request, "made");
         self.stats.requests += 1;
+        if let Some(answers) = &mut self.answers {
+            answers.asked = Some((id, what));
+        }
         let life = self.nodes[node].life;
         let pending =
             Pending { node, life, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
@@ -99,6 +102,10 @@ impl World {
         let total: usize = data.iter().map(Bytes::len).sum();
         if total as u64 != count * SECTOR as u64 {
             return self.fail(Checker::Read, format!("a read of {count} sectors returned {total} bytes"));
+        }
+        if let Some(answers) = &mut self.answers {
+            let sectors = data.iter().flat_map(|piece| piece.chunks(SECTOR)).zip(start..);
+            answers.read = sectors.map(|(bytes, sector)| stamp::content(bytes, sector)).collect();
         }
         let mut sector = start;
         for piece in data {

@@ -17,6 +17,7 @@ pub mod node;
 pub mod plan;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod stamp;
 pub mod trace;
 pub mod world;
@@ -26,3 +27,6 @@ mod check;
 mod clients;
 mod links;
 mod operator;
+
+#[cfg(test)]
+mod scenarios;

@@ -17,7 +17,7 @@ use super::net::Link;
 use super::node::Node;
 use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
-use super::stamp::WriteId;
+use super::stamp::{Content, WriteId};
 use super::trace::Trace;
 use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
@@ -155,6 +155,17 @@ pub(super) enum Asked {
     Flush,
 }
 
+/// What clients asked and were told, for stories; drawn runs do not keep it.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// The request that was handed over last.
+    pub asked: Option<(RequestId, Asked)>,
+    /// How requests ended: `ok`, or the error.
+    pub ended: BTreeMap<RequestId, String>,
+    /// What the read that ended last returned, sector by sector.
+    pub read: Vec<Content>,
+}
+
 /// Numbers of one run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -213,6 +224,8 @@ pub struct World {
     pub(super) stats: Stats,
     pub(super) violation: Option<Violation>,
     pub(super) inject: Option<Fault>,
+    /// Answers to clients, if somebody wants to know them.
+    pub(super) answers: Option<Answers>,
     pub(super) prefer: usize,
     /// The operator is skipping the initial sync of blank disks.
     pub(super) skipping: bool,
@@ -273,6 +286,7 @@ impl World {
             stats: Stats::default(),
             violation: None,
             inject,
+            answers: None,
             prefer: A,
             skipping: false,
             rounds: 0,
@@ -309,6 +323,14 @@ impl World {
 
     /// Plays what is due until `end`.
     pub fn run_until(&mut self, end: u64) {
+        while self.play_next(end) {}
+        if self.violation.is_none() {
+            self.now = self.now.max(end);
+        }
+    }
+
+    /// Plays the next thing that is due until `end`; false when there is none, or something is wrong.
+    pub(super) fn play_next(&mut self, end: u64) -> bool {
         while self.violation.is_none() {
             let Some(Reverse((at, _, slot))) = self.queue.peek().copied() else { break };
             if at > end {
@@ -328,10 +350,9 @@ impl World {
             self.tick += 1;
             self.stats.events += 1;
             self.happen(due);
+            return true;
         }
-        if self.violation.is_none() {
-            self.now = self.now.max(end);
-        }
+        false
     }
 
     fn happen(&mut self, due: Due) {

@@ -1,0 +1,849 @@
+//! Stories for named tests: a small world with fixed parameters, told step by step.
+//!
+//! [`Scenario`] says what the world is like; [`Scenario::ready`] brings both nodes up, connected and good, and gives a [`Story`],
+//! whose steps read like prose. A step that names a node goes through [`Story::a`] or [`Story::b`]. A thin layer over
+//! [`World`]: what happens is played by the same code as drawn runs, and the same checkers look after every step.
+//! Invariants: the same steps give the same run; whatever is not as a story or a checker expects is a panic that ends with the last
+//! lines of the trace.
+//!
+//! [`regression`] plays one story at many moments, and again with seeded bugs that it must notice.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use super::plan::{ClientOp, Cut, DiskFault, Happening, NodeParams, Order, Params, Plan, Start};
+use super::stamp::{Content, WriteId};
+use super::world::{A, Answers, Asked, B, World};
+use crate::engine::dirty::Bitmap;
+use crate::engine::event::RequestId;
+use crate::engine::fault::Fault;
+use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::units::BmBit;
+use crate::wire::params::ReplProtocol;
+use crate::wire::state::{ConnState, DiskState, Role};
+
+/// Bytes of a MiB, for the sizes of devices.
+pub const MIB: u64 = 1 << 20;
+/// Sectors of an activity-log extent.
+pub const EXTENT: u64 = 8192;
+/// Longest time that any single step waits for what it expects, virtual nanoseconds.
+const PATIENCE_NS: u64 = 120_000_000_000;
+/// Lines of the trace that a failure shows.
+const TAIL: usize = 60;
+
+/// What the world of a story is like.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    params: Params,
+    inject: Option<Fault>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scenario {
+    /// One volume of 8 MiB, protocol C, fast disks, a fast network, internal metadata, the smallest activity log.
+    #[must_use]
+    pub fn new() -> Self {
+        let node = NodeParams {
+            net: NetOptions {
+                timeout: Duration::from_secs(2),
+                ping_int: Duration::from_secs(1),
+                ko_count: 2,
+                ..NetOptions::default()
+            },
+            disk: DiskOptions { al_extents: 67, ..DiskOptions::default() },
+            external_meta: false,
+            al_stripes: (1, 8),
+            version: 101,
+            features: 0xf,
+            relaxed: false,
+            discard: (true, true),
+            disk_ns: 100_000,
+            eager_batches: 50,
+        };
+        let params = Params {
+            seed: 1,
+            nodes: [node.clone(), node],
+            volumes: vec![[8 * MIB; 2]],
+            start: Start::Skipped,
+            net_ns: 100_000,
+            fragments: 0,
+            skewed_sockets: false,
+            failed_connects: 0,
+            faults_until: 0,
+        };
+        Self { params, inject: None }
+    }
+
+    /// Other dice: the order of what happens at the same time, delays, what a power cut takes.
+    #[must_use]
+    pub const fn seed(mut self, seed: u64) -> Self {
+        self.params.seed = seed;
+        self
+    }
+
+    /// Replication protocol of both nodes.
+    #[must_use]
+    pub fn protocol(self, protocol: ReplProtocol) -> Self {
+        self.nodes(|n| n.net.protocol = protocol)
+    }
+
+    /// Newest protocol version that both nodes offer.
+    #[must_use]
+    pub fn version(self, version: u32) -> Self {
+        self.nodes(|n| n.version = version)
+    }
+
+    /// What both nodes do when their disk fails.
+    #[must_use]
+    pub fn on_io_error(self, policy: OnIoError) -> Self {
+        self.nodes(|n| n.disk.on_io_error = policy)
+    }
+
+    /// Metadata on devices of their own.
+    #[must_use]
+    pub fn external_meta(self) -> Self {
+        self.nodes(|n| n.external_meta = true)
+    }
+
+    /// A fixed resync rate in MiB/s on both nodes, so that there is time to disturb a resync.
+    #[must_use]
+    pub fn rate(self, mib: u64) -> Self {
+        self.nodes(|n| n.disk.resync_rate = Some(mib * MIB))
+    }
+
+    /// Any setting of both nodes.
+    #[must_use]
+    pub fn nodes(mut self, set: impl Fn(&mut NodeParams)) -> Self {
+        self.params.nodes.iter_mut().for_each(set);
+        self
+    }
+
+    /// Any setting of one node.
+    #[must_use]
+    pub fn node(mut self, node: usize, set: impl FnOnce(&mut NodeParams)) -> Self {
+        set(&mut self.params.nodes[node]);
+        self
+    }
+
+    /// Data devices, bytes by volume and node.
+    #[must_use]
+    pub fn volumes(mut self, sizes: &[[u64; 2]]) -> Self {
+        self.params.volumes = sizes.to_vec();
+        self
+    }
+
+    /// Every delivery brings only a few bytes.
+    #[must_use]
+    pub const fn fragments(mut self) -> Self {
+        self.params.fragments = 100;
+        self
+    }
+
+    /// The meta socket is much slower than the data socket.
+    #[must_use]
+    pub const fn skewed_sockets(mut self) -> Self {
+        self.params.skewed_sockets = true;
+        self
+    }
+
+    /// Both engines commit a mistake.
+    #[must_use]
+    pub const fn inject(mut self, fault: Option<Fault>) -> Self {
+        self.inject = fault;
+        self
+    }
+
+    fn story(self) -> Story {
+        let plan = Plan { params: self.params, steps: Vec::new() };
+        let mut world = World::new(&plan, self.inject, true);
+        world.answers = Some(Answers::default());
+        Story { world }
+    }
+
+    /// Both nodes up, connected and good on every volume, Secondary, the initial sync skipped.
+    #[must_use]
+    pub fn ready(self) -> Story {
+        let mut story = self.story();
+        story.world.begin();
+        story.look();
+        story.settle();
+        story
+    }
+
+    /// Both nodes up with metadata just created: connected, Inconsistent, every bit set.
+    #[must_use]
+    pub fn fresh(self) -> Story {
+        let mut story = self.created();
+        story.a().restart();
+        story.b().restart();
+        story.until("both nodes are connected", |s| {
+            [A, B].iter().all(|n| s.world.nodes[*n].volumes.iter().all(|v| v.seen.conn == ConnState::Connected))
+        });
+        story.calm();
+        story
+    }
+
+    /// Both nodes down, with metadata just created.
+    #[must_use]
+    pub fn created(self) -> Story {
+        let mut story = self.story();
+        for node in [A, B] {
+            for volume in 0..story.world.params.volumes.len() {
+                let label = story.world.dice.engine.next_u64() | 1;
+                if let Err(error) = story.world.nodes[node].create_md(volume, label) {
+                    story.stop(&format!("create-md: {error}"));
+                }
+            }
+        }
+        story
+    }
+}
+
+/// A world in which something happens.
+#[derive(Debug)]
+pub struct Story {
+    pub(super) world: World,
+}
+
+impl Story {
+    /// Node A, where most stories have their clients.
+    pub const fn a(&mut self) -> On<'_> {
+        self.on(A)
+    }
+
+    /// Node B.
+    pub const fn b(&mut self) -> On<'_> {
+        self.on(B)
+    }
+
+    /// A node, and volume 0 of it.
+    pub const fn on(&mut self, node: usize) -> On<'_> {
+        On { story: self, node, volume: 0 }
+    }
+
+    /// Ends the story as a failure.
+    fn stop(&self, why: &str) -> ! {
+        let lines: Vec<&str> = self.world.trace.lines().unwrap_or_default().lines().collect();
+        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+        panic!("{why}\n{}\n{tail}", self.world.describe());
+    }
+
+    /// What the checkers say now.
+    fn look(&mut self) {
+        if self.world.violation.is_none() {
+            self.world.check();
+        }
+        if let Some(violation) = &self.world.violation {
+            self.stop(&format!("{}: {}", violation.checker.name(), violation.text));
+        }
+    }
+
+    // --- time ---
+
+    /// Virtual milliseconds pass.
+    pub fn wait(&mut self, ms: u64) {
+        let end = self.world.now + ms * 1_000_000;
+        self.world.run_until(end);
+        self.look();
+    }
+
+    /// So many things happen.
+    pub fn events(&mut self, count: u32) {
+        for _ in 0..count {
+            self.world.play_next(u64::MAX);
+        }
+        self.look();
+    }
+
+    /// Until something is so; at once if it is so already.
+    pub fn until(&mut self, what: &str, mut so: impl FnMut(&Self) -> bool) {
+        let end = self.world.now + PATIENCE_NS;
+        while !so(self) {
+            if !self.world.play_next(end) {
+                self.look();
+                self.stop(&format!("waited in vain: {what}"));
+            }
+        }
+        self.look();
+    }
+
+    /// Until a new line of the trace is what somebody waits for.
+    pub fn until_line(&mut self, what: &str, mut is: impl FnMut(&str) -> bool) {
+        let end = self.world.now + PATIENCE_NS;
+        let mut seen = self.trace().len();
+        while self.world.play_next(end) {
+            let found = self.trace().get(seen..).unwrap_or_default().lines().any(&mut is);
+            seen = self.trace().len();
+            if found {
+                return self.look();
+            }
+        }
+        self.look();
+        self.stop(&format!("waited in vain: {what}"));
+    }
+
+    /// Until a node has sent a packet of this name.
+    pub fn until_sent(&mut self, node: usize, packet: &str) {
+        let start = format!(" {} sends ", ["A", "B"][node]);
+        self.until_line(packet, |line| line.contains(&start) && names(line, packet));
+    }
+
+    /// Until a node has received a packet of this name.
+    pub fn until_got(&mut self, node: usize, packet: &str) {
+        let start = format!(" {} gets ", ["A", "B"][node]);
+        self.until_line(packet, |line| line.contains(&start) && names(line, packet));
+    }
+
+    /// Until so many more packets have arrived; at most two seconds.
+    pub fn packets(&mut self, count: u32) {
+        let end = self.world.now + 2_000_000_000;
+        let (mut seen, mut arrived) = (self.trace().len(), 0);
+        while arrived < count && self.world.play_next(end) {
+            let new = self.trace().get(seen..).unwrap_or_default();
+            let gets = new.lines().filter(|line| line.contains(" gets "));
+            arrived += u32::try_from(gets.count()).unwrap_or(0);
+            seen = self.trace().len();
+        }
+        self.look();
+    }
+
+    /// Until nothing is under way on the network, on the disks and for the clients.
+    pub fn calm(&mut self) {
+        self.until("nothing is under way", |s| s.world.is_quiet());
+    }
+
+    /// Until both nodes are Connected and UpToDate on every volume and nothing is under way; then everything is
+    /// compared with what was promised.
+    pub fn settle(&mut self) {
+        self.until("both nodes are Connected and UpToDate", |s| s.world.is_settled());
+        self.wait(1500);
+        self.until("both nodes stay Connected and UpToDate", |s| s.world.is_settled());
+        self.world.check_settled();
+        self.look();
+    }
+
+    /// The faults cease and the cluster manager does all it can, until [`Story::settle`] can.
+    pub fn recover(&mut self) {
+        self.world.make_peace();
+        for _ in 0..100 {
+            self.world.manage(false);
+            self.wait(2000);
+            if self.world.is_settled() {
+                break;
+            }
+        }
+        self.settle();
+    }
+
+    // --- the network ---
+
+    /// The link breaks, both nodes learn it, and there is no other until [`Story::heal`].
+    pub fn cut(&mut self) {
+        self.reset();
+        self.world.blocked = [true; 2];
+    }
+
+    /// The link breaks; the nodes find each other again.
+    pub fn reset(&mut self) {
+        self.play(Happening::Cut(Cut::Reset));
+    }
+
+    /// Nothing passes any more until [`Story::heal`], and nobody is told.
+    pub fn silent_cut(&mut self) {
+        self.play(Happening::Cut(Cut::Silent));
+    }
+
+    /// Nothing passes from this node to the other until [`Story::heal`].
+    pub fn one_way_cut(&mut self, from: usize) {
+        self.play(Happening::Cut(Cut::OneWay(from)));
+    }
+
+    /// The link breaks; only this node is told.
+    pub fn half_open(&mut self, told: usize) {
+        self.play(Happening::Cut(Cut::HalfOpen(told)));
+    }
+
+    /// The network works again.
+    pub fn heal(&mut self) {
+        self.play(Happening::Heal);
+    }
+
+    /// The power of both nodes fails.
+    pub fn blackout(&mut self) {
+        self.play(Happening::Blackout);
+    }
+
+    fn play(&mut self, what: Happening) {
+        self.world.play(what);
+        self.look();
+    }
+
+    // --- what is so ---
+
+    /// What happened so far, line by line.
+    #[must_use]
+    pub fn trace(&self) -> &str {
+        self.world.trace.lines().unwrap_or_default()
+    }
+
+    /// How often a packet of this name was sent by a node.
+    #[must_use]
+    pub fn sent(&self, node: usize, packet: &str) -> usize {
+        let start = format!(" {} sends ", ["A", "B"][node]);
+        self.trace().lines().filter(|line| line.contains(&start) && names(line, packet)).count()
+    }
+
+    /// A volume's state on a node, in words: connection, roles, disks.
+    #[must_use]
+    pub fn state(&self, node: usize, volume: usize) -> String {
+        let s = self.world.nodes[node].volumes[volume].seen;
+        format!("{} {}/{} {}/{}", s.conn, s.role, s.peer, s.disk, s.pdsk)
+    }
+
+    fn bitmap(&self, node: usize, volume: usize) -> Option<&Bitmap> {
+        self.world.nodes[node].engine.as_ref()?.bitmap(World::volume_nr(volume))
+    }
+
+    /// Blocks that are out of sync on a node; 0 without a disk.
+    #[must_use]
+    pub fn bits(&self, node: usize, volume: usize) -> u64 {
+        self.bitmap(node, volume).map_or(0, Bitmap::count)
+    }
+
+    /// Whether the block of this sector is out of sync on a node.
+    #[must_use]
+    pub fn bit(&self, node: usize, volume: usize, sector: u64) -> bool {
+        self.bitmap(node, volume).is_some_and(|bitmap| bitmap.test(BmBit(sector / 8)))
+    }
+
+    /// Both disks are the same.
+    pub fn same_data(&self) {
+        let differing: Vec<_> = self.world.differs.iter().map(|pages| pages.iter().take(8).collect::<Vec<_>>()).collect();
+        if differing.iter().any(|pages| !pages.is_empty()) {
+            self.stop(&format!("blocks that differ, by volume: {differing:?}"));
+        }
+    }
+
+    /// A node's disk holds this write, whole.
+    pub fn holds(&self, node: usize, write: WriteId) {
+        let Some(w) = self.world.model.write(write) else { self.stop("no such write") };
+        let expected = if w.zero { Content::Zero } else { Content::Write(write) };
+        for sector in w.start..w.start + w.count {
+            let found = self.world.content(node, w.volume, sector);
+            if found != expected {
+                let name = ["A", "B"][node];
+                self.stop(&format!("sector {sector} of {name} holds {found:?}, expected was {expected:?}"));
+            }
+        }
+    }
+
+    /// Both disks hold this write.
+    pub fn both_hold(&self, write: WriteId) {
+        self.holds(A, write);
+        self.holds(B, write);
+    }
+
+    /// Resyncs that began so far.
+    #[must_use]
+    pub const fn resyncs(&self) -> u64 {
+        self.world.stats.resyncs
+    }
+
+    /// Split brains found so far.
+    #[must_use]
+    pub const fn split_brains(&self) -> u64 {
+        self.world.stats.split_brains
+    }
+}
+
+/// Whether a line of the trace tells of this packet.
+fn names(line: &str, packet: &str) -> bool {
+    line.split(' ').any(|word| word == packet)
+}
+
+/// What happens on one node, and one volume of it.
+#[derive(Debug)]
+pub struct On<'a> {
+    story: &'a mut Story,
+    node: usize,
+    volume: usize,
+}
+
+impl On<'_> {
+    /// Another volume than the first.
+    #[must_use]
+    pub const fn vol(mut self, volume: usize) -> Self {
+        self.volume = volume;
+        self
+    }
+
+    // --- clients ---
+
+    fn ask(&mut self, op: ClientOp, start: u64, count: u64) -> (RequestId, Option<WriteId>) {
+        let before = self.story.world.next_id;
+        self.story.world.client(op, self.volume, start, count, self.node);
+        self.story.look();
+        let asked = self.story.world.answers.as_ref().and_then(|answers| answers.asked);
+        match asked {
+            Some((id, Asked::Write(write))) if id.0 > before => (id, Some(write)),
+            Some((id, _)) if id.0 > before => (id, None),
+            _ => self.story.stop(&format!("there is no client for {op:?}: Primary is {:?}", self.story.world.primary(self.volume))),
+        }
+    }
+
+    fn answer(&mut self, id: RequestId) -> String {
+        let answer = |s: &Story| s.world.answers.as_ref().and_then(|answers| answers.ended.get(&id).cloned());
+        self.story.until("a client's request is answered", |s| answer(s).is_some());
+        answer(self.story).unwrap_or_default()
+    }
+
+    fn insist(&mut self, op: ClientOp, start: u64, count: u64) -> Option<WriteId> {
+        let (id, write) = self.ask(op, start, count);
+        let answer = self.answer(id);
+        if answer != "ok" {
+            self.story.stop(&format!("{op:?} {start}+{count} was answered with {answer}"));
+        }
+        write
+    }
+
+    /// A client writes and is told that it worked.
+    pub fn write(&mut self, start: u64, count: u64) -> WriteId {
+        self.insist(ClientOp::Write { fua: false }, start, count).unwrap_or(WriteId(0))
+    }
+
+    /// A client writes with force unit access and is told that it worked.
+    pub fn write_fua(&mut self, start: u64, count: u64) -> WriteId {
+        self.insist(ClientOp::Write { fua: true }, start, count).unwrap_or(WriteId(0))
+    }
+
+    /// A client writes; what is answered.
+    pub fn try_write(&mut self, start: u64, count: u64) -> (WriteId, String) {
+        let (id, write) = self.ask(ClientOp::Write { fua: false }, start, count);
+        (write.unwrap_or(WriteId(0)), self.answer(id))
+    }
+
+    /// A client asks for something and nobody waits for the answer.
+    pub fn start(&mut self, op: ClientOp, start: u64, count: u64) -> WriteId {
+        self.ask(op, start, count).1.unwrap_or(WriteId(0))
+    }
+
+    /// A client writes and nobody waits for the answer.
+    pub fn start_write(&mut self, start: u64, count: u64) -> WriteId {
+        self.start(ClientOp::Write { fua: false }, start, count)
+    }
+
+    /// A client flushes and is told that it worked.
+    pub fn flush(&mut self) {
+        self.insist(ClientOp::Flush, 0, 0);
+    }
+
+    /// A client discards and is told that it worked.
+    pub fn discard(&mut self, start: u64, count: u64) -> WriteId {
+        self.insist(ClientOp::Discard, start, count).unwrap_or(WriteId(0))
+    }
+
+    /// A client writes zeroes and is told that it worked.
+    pub fn zeroes(&mut self, start: u64, count: u64) -> WriteId {
+        self.insist(ClientOp::Zeroes { fua: false, unmap: true }, start, count).unwrap_or(WriteId(0))
+    }
+
+    /// What a client reads, sector by sector; it is also compared with the history.
+    pub fn read(&mut self, start: u64, count: u64) -> Vec<Content> {
+        self.insist(ClientOp::Read, start, count);
+        self.story.world.answers.as_ref().map(|answers| answers.read.clone()).unwrap_or_default()
+    }
+
+    /// A client reads nothing but this write.
+    pub fn reads(&mut self, start: u64, count: u64, write: WriteId) {
+        let found = self.read(start, count);
+        if found.iter().any(|content| *content != Content::Write(write)) {
+            self.story.stop(&format!("a read of {start}+{count} returned {found:?}, expected was {write:?}"));
+        }
+    }
+
+    /// A client reads; what is answered.
+    pub fn try_read(&mut self, start: u64, count: u64) -> String {
+        let (id, _) = self.ask(ClientOp::Read, start, count);
+        self.answer(id)
+    }
+
+    // --- the operator ---
+
+    /// Commands something; what it comes to, as the trace says it: the error's words.
+    ///
+    /// # Errors
+    /// The engine refused.
+    pub fn order(&mut self, order: Order) -> Result<(), String> {
+        let before = self.story.world.next_id;
+        self.story.world.order(self.node, self.volume, order);
+        let last = self.story.world.next_id;
+        let node = self.node;
+        let ids = (before + 1..=last).rev().map(crate::engine::event::CommandId);
+        let given = |id: &_| {
+            let it = &self.story.world.nodes[node];
+            it.commands.contains_key(id) || it.results.contains_key(id)
+        };
+        let Some(id) = ids.into_iter().find(given) else {
+            self.story.look();
+            return Err(format!("nothing was commanded by {order:?} on volume {}", self.volume));
+        };
+        self.story.until("a command is answered", |s| s.world.nodes[node].results.contains_key(&id));
+        match self.story.world.nodes[node].results.get(&id) {
+            Some(Err(error)) => Err(format!("{error:?}")),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    /// Commands something and nobody waits for the answer.
+    pub fn start_order(&mut self, order: Order) {
+        self.story.world.order(self.node, self.volume, order);
+        self.story.look();
+    }
+
+    /// Commands something that must work.
+    pub fn orders(&mut self, order: Order) {
+        if let Err(error) = self.order(order) {
+            self.story.stop(&format!("{order:?} came to {error}"));
+        }
+    }
+
+    /// Commands something that must be refused; in which words.
+    pub fn is_refused(&mut self, order: Order) -> String {
+        match self.order(order) {
+            Err(error) => error,
+            Ok(()) => self.story.stop(&format!("{order:?} was not refused")),
+        }
+    }
+
+    /// primary.
+    pub fn promote(&mut self) {
+        self.orders(Order::Primary { force: false });
+    }
+
+    /// primary --force.
+    pub fn force(&mut self) {
+        self.orders(Order::Primary { force: true });
+    }
+
+    /// secondary, after the clients closed the device.
+    pub fn demote(&mut self) {
+        self.orders(Order::Secondary { close: true });
+    }
+
+    /// attach.
+    pub fn attach(&mut self) {
+        self.orders(Order::Attach);
+    }
+
+    /// detach.
+    pub fn detach(&mut self) {
+        self.orders(Order::Detach { force: false });
+    }
+
+    /// connect.
+    pub fn connect(&mut self) {
+        self.orders(Order::Connect { discard: false });
+    }
+
+    /// connect --discard-my-data.
+    pub fn connect_discarding(&mut self) {
+        self.orders(Order::Connect { discard: true });
+    }
+
+    /// disconnect.
+    pub fn disconnect(&mut self) {
+        self.orders(Order::Disconnect { force: false });
+    }
+
+    // --- faults ---
+
+    /// The process dies now.
+    pub fn crash(&mut self) {
+        self.dies(0, false);
+    }
+
+    /// The power fails now.
+    pub fn power_cut(&mut self) {
+        self.dies(0, true);
+    }
+
+    /// The node dies after so many of its next actions.
+    pub fn dies(&mut self, after: u32, power: bool) {
+        let node = self.node;
+        self.story.play(Happening::Crash { node, power, after });
+    }
+
+    /// The node starts: volumes, disks, connection.
+    pub fn restart(&mut self) {
+        let node = self.node;
+        self.story.play(Happening::Restart { node, fuse: None, connect_first: false });
+    }
+
+    /// The node starts, and its power fails after so many writes of its recovery.
+    pub fn restart_fused(&mut self, writes: u32) {
+        let node = self.node;
+        self.story.play(Happening::Restart { node, fuse: Some(writes), connect_first: false });
+    }
+
+    /// The next operations of a kind fail.
+    pub fn fail(&mut self, kind: DiskFault, count: u32) {
+        let (node, volume) = (self.node, self.volume);
+        self.story.play(Happening::DiskFault { node, volume, kind, count });
+    }
+
+    /// The disks answer nothing for so many milliseconds.
+    pub fn stall(&mut self, ms: u64) {
+        let node = self.node;
+        self.story.play(Happening::DiskStall { node, ms });
+    }
+
+    /// The process stands still for so many milliseconds.
+    pub fn freeze(&mut self, ms: u64) {
+        let node = self.node;
+        self.story.play(Happening::Freeze { node, ms });
+    }
+
+    /// The node's clock jumps ahead by so many milliseconds.
+    pub fn clock(&mut self, ms: u64) {
+        let node = self.node;
+        self.story.play(Happening::Clock { node, ms });
+    }
+
+    // --- what is so ---
+
+    /// The state in words: connection, roles, disks.
+    #[must_use]
+    pub fn state(&self) -> String {
+        self.story.state(self.node, self.volume)
+    }
+
+    /// The state is this one.
+    pub fn is(&mut self, state: &str) {
+        let found = self.state();
+        if found != state {
+            self.story.stop(&format!("{} is {found}, expected was {state}", ["A", "B"][self.node]));
+        }
+    }
+
+    /// Until the state begins with these words.
+    pub fn becomes(&mut self, state: &str) {
+        let (node, volume) = (self.node, self.volume);
+        let what = format!("{} becomes {state}", ["A", "B"][node]);
+        self.story.until(&what, |s| s.state(node, volume).starts_with(state));
+    }
+
+    /// The own disk.
+    #[must_use]
+    pub fn disk(&self) -> DiskState {
+        self.story.world.nodes[self.node].volumes[self.volume].seen.disk
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn conn(&self) -> ConnState {
+        self.story.world.nodes[self.node].volumes[self.volume].seen.conn
+    }
+
+    /// The role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.story.world.nodes[self.node].volumes[self.volume].seen.role
+    }
+
+    /// Whether the process runs.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.story.world.nodes[self.node].is_up()
+    }
+
+    /// Blocks that are out of sync; 0 without a disk.
+    #[must_use]
+    pub fn bits(&self) -> u64 {
+        self.story.bits(self.node, self.volume)
+    }
+
+    /// Whether the block of this sector is out of sync.
+    #[must_use]
+    pub fn bit(&self, sector: u64) -> bool {
+        self.story.bit(self.node, self.volume, sector)
+    }
+}
+
+/// Plays a story at every moment `k` as it is; then with each of `bugs` until it fails at some moment. Gives the bugs that were
+/// noticed, with the moment and the first line of what was said.
+///
+/// # Panics
+/// The story does not hold without a bug, or does not notice one of them.
+pub fn regression(
+    ks: impl IntoIterator<Item = u32> + Clone,
+    bugs: &[Fault],
+    story: impl Fn(u32, Scenario),
+) -> Vec<(Fault, u32, String)> {
+    let play = |k: u32, inject: Option<Fault>| {
+        let scenario = Scenario::new().seed(u64::from(k) + 1).inject(inject);
+        catch_unwind(AssertUnwindSafe(|| story(k, scenario))).map_err(|panic| {
+            let owned = panic.downcast_ref::<String>().cloned();
+            owned.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+        })
+    };
+    for k in ks.clone() {
+        if let Err(words) = play(k, None) {
+            panic!("at moment {k}: {words}");
+        }
+    }
+    let noticed = bugs.iter().map(|bug| {
+        let found = ks.clone().into_iter().find_map(|k| Some((k, play(k, Some(*bug)).err()?)));
+        match found {
+            Some((k, words)) => (*bug, k, words.lines().next().unwrap_or_default().to_owned()),
+            None => panic!("the story does not notice {}", bug.name()),
+        }
+    });
+    noticed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_story_reads_like_prose_and_gives_the_same_run_again() {
+        let play = || {
+            let mut s = Scenario::new().protocol(ReplProtocol::C).ready();
+            s.a().promote();
+            let first = s.a().write(0, 8);
+            s.cut();
+            let second = s.a().write(64, 8);
+            assert!(s.a().bit(64) && !s.a().bit(0));
+            s.a().crash();
+            s.b().is("WFConnection Secondary/Unknown UpToDate/DUnknown");
+            s.heal();
+            s.a().restart();
+            s.settle();
+            s.same_data();
+            s.both_hold(first);
+            s.both_hold(second);
+            s.b().promote();
+            s.b().reads(64, 8, second);
+            s.world.trace.digest()
+        };
+        assert_eq!(play(), play());
+    }
+
+    #[test]
+    fn a_story_that_a_checker_objects_to_ends_with_the_trace() {
+        let said = catch_unwind(|| {
+            let mut s = Scenario::new().inject(Some(Fault::DiscardNotMirrored)).ready();
+            s.a().promote();
+            s.a().write(0, 64);
+            s.a().discard(0, 64);
+            s.settle();
+        });
+        let words = said.unwrap_err().downcast_ref::<String>().cloned().unwrap();
+        assert!(words.contains("A sends Data vol 0 P_TRIM"), "{words}");
+    }
+}
