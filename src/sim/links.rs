@@ -378,6 +378,6 @@ fn brief(packet: &Packet) -> String {
             format!("{} {} bytes", packet.kind().name(), body.len())
         }
         Packet::SyncParam(_) | Packet::Protocol(_) => packet.kind().name().to_owned(),
-        other => format!("{} {other:?}", packet.kind().name()),
+        other => format!("{other:?}"),
     }
 }

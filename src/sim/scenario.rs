@@ -228,7 +228,8 @@ impl Story {
 
     /// Ends the story as a failure.
     fn stop(&self, why: &str) -> ! {
-        let lines: Vec<&str> = self.world.trace.lines().unwrap_or_default().lines().collect();
+        let idle = |line: &&str| !line.contains("P_PING") && !line.ends_with("timer Ping");
+        let lines: Vec<&str> = self.trace().lines().filter(idle).collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
         panic!("{why}\n{}\n{tail}", self.world.describe());
     }
@@ -737,6 +738,12 @@ impl On<'_> {
         self.story.until(&what, |s| s.state(node, volume).starts_with(state));
     }
 
+    /// Until the handshake of a new link has begun.
+    pub fn meets(&mut self) {
+        let node = self.node;
+        self.story.until("the nodes meet", |s| s.world.nodes[node].conn >= ConnState::WfReportParams);
+    }
+
     /// The own disk.
     #[must_use]
     pub fn disk(&self) -> DiskState {
@@ -818,7 +825,7 @@ mod tests {
             let first = s.a().write(0, 8);
             s.cut();
             let second = s.a().write(64, 8);
-            assert!(s.a().bit(64) && !s.a().bit(0));
+            assert!(s.a().bit(64) && !s.a().bit(128));
             s.a().crash();
             s.b().is("WFConnection Secondary/Unknown UpToDate/DUnknown");
             s.heal();

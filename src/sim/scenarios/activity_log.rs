@@ -5,6 +5,7 @@ use super::super::scenario::{EXTENT, MIB, regression};
 use super::super::world::{A, B};
 use super::{parted, primary, turn};
 use crate::engine::fault::Fault;
+use crate::engine::options::OnIoError;
 
 /// Writes to cold extents, a failing metadata write before one of them, and the power fails while the peer misses what
 /// the own disk may have: the activity log covers it.
@@ -134,14 +135,22 @@ fn s06_a_second_crash_does_not_hide_the_first() {
 /// A local write fails and the disk is given up, with bits in memory: after the next attach they are still there.
 #[test]
 fn s07_a_bad_blocks_bit_outlives_the_disk() {
-    regression(0..6, &[Fault::LocalErrorUnmarked], |k, scenario| {
+    regression(0..12, &[Fault::LocalErrorUnmarked], |k, scenario| {
         let scenario = if k % 2 == 0 { scenario.external_meta() } else { scenario };
-        let mut s = primary(scenario.protocol(turn(k, &super::PROTOCOLS)));
+        let policy = turn(k / 6, &[OnIoError::Detach, OnIoError::PassOn]);
+        let mut s = primary(scenario.protocol(turn(k, &super::PROTOCOLS)).on_io_error(policy));
         let good = s.a().write(0, 8);
         s.a().fail(DiskFault::Write, 1);
         let failed = s.a().write(64, 8);
-        s.a().becomes("Connected Primary/Secondary Diskless/UpToDate");
-        s.a().attach();
+        if policy == OnIoError::Detach {
+            s.a().becomes("Connected Primary/Secondary Diskless/UpToDate");
+            s.a().attach();
+        } else {
+            s.a().becomes("Connected Primary/Secondary Inconsistent/UpToDate");
+            assert!(s.bit(A, 0, 64));
+            s.a().reads(64, 8, failed);
+            s.reset();
+        }
         s.settle();
         for write in [good, failed] {
             s.both_hold(write);
@@ -210,6 +219,7 @@ fn s25_slots_are_shared_by_writes_that_wait_and_a_disk_that_goes() {
                 s.a().start_write(extent * EXTENT + round * 64, 8);
             }
         }
+        s.b().stall(200);
         s.events(k * 60);
         if s.state(A, 0).ends_with("UpToDate/UpToDate") {
             s.a().fail(DiskFault::Write, 1);

@@ -6,6 +6,7 @@ use super::super::stamp::Content;
 use super::super::world::{A, B};
 use super::{PROTOCOLS, primary, turn};
 use crate::engine::fault::Fault;
+use crate::engine::options::OnIoError;
 
 /// Discards and zeroes with every kind of edge, on devices that promise zeroes, that do not, and that cannot discard, mixed: both
 /// read as zeroes, whole.
@@ -58,16 +59,22 @@ fn s11_every_sector_is_found_where_it_was_written() {
 #[test]
 fn s17_one_failed_part_is_a_failed_request() {
     regression(0..8, &[Fault::LocalErrorUnmarked, Fault::PeerErrorUnmarked], |k, scenario| {
-        let mut s = primary(scenario.nodes(|n| n.discard = (true, false)));
+        let policy = turn(k / 4, &[OnIoError::Detach, OnIoError::PassOn]);
+        let mut s = primary(scenario.on_io_error(policy).nodes(|n| n.discard = (true, false)));
         s.a().write(0, 256);
         let node = turn(k, &[A, B]);
         // The first edge, the middle or the last edge.
         s.on(node).fail(DiskFault::Write, 1);
         let zeroes = s.a().discard(u64::from(k / 2) + 1, 120);
-        s.on(node).becomes("Connected");
-        s.until("the disk is given up", |s| s.state(node, 0).contains("Diskless/UpToDate"));
         s.calm();
-        s.on(node).attach();
+        if policy == OnIoError::Detach {
+            s.on(node).becomes("Connected");
+            assert!(s.state(node, 0).contains("Diskless/UpToDate"));
+            s.on(node).attach();
+        } else {
+            assert!(s.state(node, 0).contains("Inconsistent/UpToDate"));
+            s.reset();
+        }
         s.settle();
         s.same_data();
         s.both_hold(zeroes);

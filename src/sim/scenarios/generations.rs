@@ -57,6 +57,7 @@ fn s09_without_good_data_nothing_is_written() {
     regression(0..24, &[Fault::PromotedInconsistent], |k, scenario| {
         let mut s = primary(scenario.rate(2));
         s.a().write(0, 512);
+        s.a().write(14_000, 8);
         s.a().orders(Order::Invalidate);
         s.a().becomes("SyncTarget Primary/Secondary Inconsistent/UpToDate");
         s.packets(k * 2);
@@ -64,7 +65,7 @@ fn s09_without_good_data_nothing_is_written() {
         s.a().becomes("WFConnection Primary/Unknown Inconsistent/DUnknown");
         let (_, answer) = s.a().try_write(0, 8);
         assert_ne!(answer, "ok", "a write without good data");
-        assert_ne!(s.a().try_read(8, 8), "ok", "a read without good data");
+        assert_ne!(s.a().try_read(14_000, 8), "ok", "a read without good data");
         s.a().demote();
         s.a().is_refused(Order::Primary { force: false });
         s.b().promote();
@@ -116,8 +117,11 @@ fn s16_two_inconsistent_nodes_forget_no_bits() {
         let mut s = parted(scenario, 4);
         let late = s.a().write(2048, 8);
         s.a().demote();
-        s.a().orders(Order::Invalidate);
-        s.b().orders(Order::Invalidate);
+        for node in [A, B] {
+            s.on(node).disconnect();
+            s.on(node).orders(Order::Invalidate);
+            s.on(node).connect();
+        }
         s.heal();
         s.a().becomes("Connected Secondary/Secondary Inconsistent/Inconsistent");
         for _ in 0..k % 4 {
@@ -213,7 +217,7 @@ fn s24_a_diskless_primarys_writes_are_a_generation_that_its_old_disk_lacks() {
         let mut s = primary(scenario);
         s.a().write(0, 8);
         s.a().detach();
-        let over = s.a().write(64, 8);
+        let over = s.a().write_fua(64, 8);
         match k {
             0 => s.a().attach(),
             1 => {
@@ -278,8 +282,8 @@ fn s39_the_survivor_is_the_one_with_the_newer_generation() {
             s.one_way_cut(A);
             s.a().start_write(128, 8);
             s.events(30 + k);
-            s.a().power_cut();
-            s.b().power_cut();
+            s.a().crash();
+            s.b().crash();
             s.heal();
             WriteId(1)
         };
