@@ -266,9 +266,9 @@ impl Link {
         Ok(Some((header.volume, packet)))
     }
 
-    /// Whether nothing is on the way in either direction. Half a packet that arrived before the end does not count.
+    /// Whether nothing is on the way in either direction.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.open == [false; 2] || self.pipes.iter().flatten().all(Pipe::is_quiet)
+        self.pipes.iter().flatten().all(Pipe::is_quiet)
     }
 }

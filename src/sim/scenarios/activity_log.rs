@@ -219,14 +219,15 @@ fn s25_slots_are_shared_by_writes_that_wait_and_a_disk_that_goes() {
                 s.a().start_write(extent * EXTENT + round * 64, 8);
             }
         }
-        s.b().stall(200);
+        s.b().stall(1500);
         s.events(k * 60);
         if s.state(A, 0).ends_with("UpToDate/UpToDate") {
+            // The writes wait for the peer; the disk goes and comes back before it answers.
             s.a().fail(DiskFault::Write, 1);
+            s.wait(300);
         }
-        s.calm();
         if s.state(A, 0).contains("Diskless") {
-            s.a().attach();
+            s.a().start_order(Order::Attach);
         }
         s.settle();
         for round in 2..4 {

@@ -113,7 +113,7 @@ fn s09_two_that_went_on_alone_are_a_split_brain() {
 /// Two Inconsistent nodes meet: no bit is forgotten, and what the forced one has goes over whole.
 #[test]
 fn s16_two_inconsistent_nodes_forget_no_bits() {
-    regression(0..8, &[], |k, scenario| {
+    regression(0..4, &[], |k, scenario| {
         let mut s = parted(scenario, 4);
         let late = s.a().write(2048, 8);
         s.a().demote();
@@ -122,16 +122,21 @@ fn s16_two_inconsistent_nodes_forget_no_bits() {
             s.on(node).orders(Order::Invalidate);
             s.on(node).connect();
         }
-        s.heal();
-        s.a().becomes("Connected Secondary/Secondary Inconsistent/Inconsistent");
-        for _ in 0..k % 4 {
+        for _ in 0..=k {
+            // One generation is newer, but neither can be the source of anything.
+            s.heal();
+            s.a().becomes("StandAlone Secondary/Unknown Inconsistent/DUnknown");
+            s.a().connect();
             s.reset();
-            s.wait(1000);
         }
-        s.calm();
-        assert!(s.bit(A, 0, 0) && s.bit(B, 0, 0) && s.bit(A, 0, 2048) && s.bit(B, 0, 2048));
-        s.on(turn(k / 4, &[A, B])).is_refused(Order::Primary { force: false });
+        s.a().becomes("StandAlone");
+        s.wait(1000);
+        for (node, sector) in [(A, 0), (B, 0), (A, 2048), (B, 2048)] {
+            assert!(s.bit(node, 0, sector), "a bit is forgotten");
+        }
+        s.on(turn(k, &[A, B])).is_refused(Order::Primary { force: false });
         s.a().force();
+        s.a().connect();
         s.settle();
         s.same_data();
         s.both_hold(late);

@@ -157,12 +157,7 @@ fn s38_nothing_is_held_back_for_a_link_that_is_gone() {
         s.packets(k);
         s.reset();
         s.wait(3000);
-        s.a().becomes("Connected");
-        s.calm();
-        if s.state(A, 0).contains("Diskless") {
-            s.a().attach();
-        }
-        s.settle();
+        s.recover();
         s.same_data();
     });
 }

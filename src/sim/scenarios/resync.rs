@@ -11,7 +11,7 @@ use crate::engine::options::OnIoError;
 /// bit of the newer.
 #[test]
 fn s15_an_acknowledgement_clears_no_newer_bit() {
-    let bugs = [Fault::PartialBlockCleared, Fault::ClearedWhenAsked];
+    let bugs = [Fault::PartialBlockCleared];
     regression(0..40, &bugs, |k, scenario| {
         let mut s = resyncing(scenario.rate(2), 512);
         s.events(k * 4);
@@ -84,9 +84,11 @@ fn s27_no_full_resync_when_the_end_is_disturbed() {
 fn s31_a_bit_set_behind_the_cursor_is_asked_for() {
     regression(0..30, &[Fault::CursorNeverBack], |k, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(1), 512);
-        s.packets(8 + k);
+        s.wait(60 + u64::from(k) * 30);
         s.b().fail(DiskFault::Write, 1);
         let behind = s.a().start_write(0, 8);
+        s.wait(4000);
+        assert!(!s.bit(B, 0, 0) || !s.state(B, 0).contains("UpToDate/UpToDate"), "good, and yet a bit is set");
         s.recover();
         s.same_data();
         s.both_hold(behind);
@@ -98,12 +100,12 @@ fn s31_a_bit_set_behind_the_cursor_is_asked_for() {
 #[test]
 fn s32_an_interrupted_full_sync_goes_on() {
     let bugs = [Fault::ConsistentEarly, Fault::ClearedPageWithoutFlush, Fault::ResyncBeforeDurable];
-    regression(0..50, &bugs, |k, scenario| {
+    regression(0..54, &bugs, |k, scenario| {
         let mut s = full_sync(if k % 2 == 0 { scenario.external_meta() } else { scenario });
-        s.packets(k * 4);
+        s.wait(u64::from(k) * 36);
         let before = s.bits(A, 0);
         let mut slack = 0;
-        match k % 5 {
+        match k % 6 {
             0 => s.reset(),
             // Bits that were cleared in memory only come back, whichever node forgets them.
             1 => {
@@ -121,15 +123,26 @@ fn s32_an_interrupted_full_sync_goes_on() {
                 s.a().restart();
                 slack = u64::MAX;
             }
-            _ => {
+            4 => {
                 s.blackout();
                 s.b().restart();
                 s.a().restart();
                 slack = u64::MAX;
             }
+            _ => {
+                s.cut();
+                let done = s.state(B, 0).contains("UpToDate/");
+                s.b().power_cut();
+                s.b().restart();
+                s.wait(50);
+                if !done {
+                    s.b().is_refused(Order::Primary { force: false });
+                }
+                s.heal();
+                slack = u64::MAX;
+            }
         }
         if !s.state(B, 0).contains("UpToDate/UpToDate") {
-            s.b().becomes("WF");
             s.until("B is connected again", |s| s.state(B, 0).starts_with("Sync") || s.state(B, 0).starts_with("Connected"));
             assert!(s.bits(B, 0) <= before.saturating_add(slack), "{} bits now, {before} then", s.bits(B, 0));
         }
@@ -155,26 +168,36 @@ fn full_sync(scenario: Scenario) -> super::Story {
 /// The source cannot read what it should send: the target does not get zeroes, and is not called good without the block.
 #[test]
 fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
-    regression(0..24, &[], |k, scenario| {
+    regression(0..24, &[Fault::ClearedWhenAsked], |k, scenario| {
         let policy = turn(k, &[OnIoError::PassOn, OnIoError::Detach]);
-        let mut s = parted(scenario.on_io_error(policy).rate(4), 256);
-        s.heal();
-        s.a().becomes("SyncSource");
-        s.packets(k);
+        let mut s = resyncing(scenario.on_io_error(policy).rate(1), 512);
+        s.wait(u64::from(k) * 60);
         s.a().fail(DiskFault::Read, 1);
-        s.wait(1500);
-        s.calm();
+        s.wait(3000);
         let failed = s.trace().contains("FAILS");
-        assert!(!failed || !s.state(B, 0).contains("UpToDate/UpToDate"), "B {}", s.state(B, 0));
+        assert!(!failed || !s.state(B, 0).contains("Secondary/Primary UpToDate"), "B {}", s.state(B, 0));
+        s.reset();
         s.recover();
         s.same_data();
+    });
+}
+
+/// The same, and nobody helps with a reconnect: the source, too, notices that the resync is over.
+#[test]
+fn s40_a_resync_with_failed_blocks_ends_on_both_nodes() {
+    regression(0..1, &[], |_, scenario| {
+        let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(4), 256);
+        s.a().fail(DiskFault::Read, 1);
+        s.b().becomes("Connected Secondary/Primary Inconsistent/UpToDate");
+        s.wait(3000);
+        s.a().is("Connected Primary/Secondary UpToDate/Inconsistent");
     });
 }
 
 /// A full sync of a Primary that goes on writing, ordered from either side.
 #[test]
 fn s32_an_ordered_full_sync_that_is_interrupted_goes_on() {
-    regression(0..24, &[Fault::ConsistentEarly], |k, scenario| {
+    regression(0..24, &[Fault::ResyncBeforeDurable], |k, scenario| {
         let mut s = primary(scenario.rate(8).volumes(&[[12 * MIB; 2]]).nodes(|n| n.disk_ns = 1_000_000));
         for n in 0..8 {
             s.a().write(n * 2048, 256);
@@ -185,7 +208,7 @@ fn s32_an_ordered_full_sync_that_is_interrupted_goes_on() {
             s.a().orders(Order::InvalidateRemote);
         }
         s.b().becomes("SyncTarget");
-        s.packets(k * 6);
+        s.wait(u64::from(k) * 60);
         for n in 0..40 {
             s.a().start_write((n * 61 + u64::from(k)) % 1900 * 8, 8);
             s.events(3);

@@ -80,7 +80,9 @@ fn s03_the_resync_uuid_does_not_overtake_announcements() {
 fn s12_epochs_begin_anew_with_every_link() {
     let bugs = [Fault::EpochsNotReset, Fault::LostRequestUnmarked, Fault::LostRequestForgotten];
     regression(0..36, &bugs, |k, scenario| {
-        let scenario = scenario.protocol(turn(k, &PROTOCOLS)).nodes(|n| n.net.max_epoch_size = 2);
+        let slow = turn(k / 3, &[100_000, 5_000_000]);
+        let scenario = scenario.protocol(turn(k, &PROTOCOLS)).node(B, |n| n.disk_ns = slow);
+        let scenario = scenario.nodes(|n| n.net.max_epoch_size = 2);
         let mut s = primary(scenario);
         let mut writes = Vec::new();
         for n in 0..12 {
@@ -209,7 +211,8 @@ fn s34_two_writers_of_one_block_leave_the_same_on_both_nodes() {
     let bugs = [Fault::OverlapsNotSerialised, Fault::PeerOverlapsNotSerialised];
     regression(0..36, &bugs, |k, scenario| {
         let slow = turn(k / 3, &[100_000, 5_000_000]);
-        let mut s = primary(scenario.protocol(turn(k, &PROTOCOLS)).node(B, |n| n.disk_ns = slow));
+        let scenario = scenario.protocol(turn(k, &PROTOCOLS)).nodes(|n| n.relaxed = k % 4 < 2);
+        let mut s = primary(scenario.node(B, |n| n.disk_ns = slow));
         let first = s.a().start_write(0, 16);
         s.events(k / 3);
         let second = s.a().start_write(8, 16);
