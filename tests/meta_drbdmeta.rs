@@ -5,56 +5,40 @@
 
 #![cfg(feature = "drivers")]
 
+mod drbdmeta_common;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use drbdmeta_common::{Tool, comparable};
 use proptest::prelude::*;
 use udrbd::disk::meta_file::{Access, MetaFile};
+use udrbd::engine::dirty::{Bitmap, PageNr};
+use udrbd::meta::al_transaction::initialized_block;
 use udrbd::meta::create::{self, CreateOptions};
 use udrbd::meta::offline::{self, DumpOptions};
 use udrbd::meta::text::dump::DumpHeader;
 use udrbd::meta::text::{gi, restore};
-use udrbd::meta::{AlStripes, AlTransaction, Finding, MdFlags, MetaError, MetaIo, MetaKind, MetaWrite, Place, Verdict};
+use udrbd::meta::{AlStripes, AlTransaction, Finding, Layout, MdFlags, MetaError, MetaIo, MetaKind, Place, Verdict};
 use udrbd::units::{AlExtent, AlSlot, GenId, Sectors};
 
 const MIB: u64 = 1 << 20;
 
-/// A device in a file, and drbdmeta with a minor number of its own, whose traces in the system are removed.
+/// A device in a file, and drbdmeta.
 struct Bench {
-    tool: PathBuf,
-    minor: u32,
+    tool: Tool,
     _dir: tempfile::TempDir,
     path: PathBuf,
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for trace in [
-            format!("/var/lib/drbd/drbd-minor-{}.lkbd", self.minor),
-            format!("/var/lock/drbd-147-{}", self.minor),
-            format!("/run/lock/drbd-147-{}", self.minor),
-        ] {
-            let _ = fs::remove_file(trace);
-        }
-    }
-}
-
 impl Bench {
     /// `nr` tells the tests of this file apart.
-    #[expect(clippy::print_stdout, reason = "says why the test does nothing")]
     fn new(nr: u32) -> Option<Self> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-        let Some(tool) = places.map(|dir| dir.join("drbdmeta")).find(|tool| tool.exists()) else {
-            println!("skipped: drbdmeta is not installed");
-            return None;
-        };
+        let tool = Tool::find(nr)?;
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("disk");
-        // Below 2^20, where minor numbers end; far above those that anybody uses.
-        let minor = 400_000 + std::process::id() % 60_000 * 10 + nr;
-        Some(Self { tool, minor, path, _dir: dir })
+        Some(Self { tool, path, _dir: dir })
     }
 
     fn blank(&self, size: u64) {
@@ -68,15 +52,11 @@ impl Bench {
 
     /// Runs drbdmeta with `args` behind the device.
     fn run(&self, kind: MetaKind, args: &[&str]) -> Output {
-        let mut command = Command::new(&self.tool);
-        command.args(["--force", &self.minor.to_string(), "v08"]).arg(&self.path).arg(kind.to_string()).args(args);
-        command.output().expect("drbdmeta runs")
+        self.tool.run(&self.path, &kind.to_string(), args)
     }
 
     fn text(&self, kind: MetaKind, args: &[&str]) -> String {
-        let output = self.run(kind, args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text")
+        self.tool.text(&self.path, &kind.to_string(), args)
     }
 
     fn our_dump(&self, place: Place, with_al: bool) -> String {
@@ -100,13 +80,10 @@ impl Bench {
     }
 }
 
-/// A dump without time, host, command line and flags.
-fn comparable(dump: &str) -> String {
-    let mut lines: Vec<_> = dump.lines().collect();
-    let title = lines.iter().position(|line| *line == "# DRBD meta data dump").expect("a dump");
-    lines.drain(title + 1..title + 3);
-    lines.retain(|line| !line.starts_with("    flags 0x"));
-    lines.join("\n")
+/// Writes page `page` of `bitmap` where it belongs.
+fn write_page(io: &mut dyn MetaIo, layout: &Layout, bitmap: &Bitmap, page: u32) {
+    let offset = layout.bm_page_byte(u64::from(page)).expect("inside");
+    io.write_at(offset, &*bitmap.page_bytes(PageNr(page)).expect("a page")).expect("inside");
 }
 
 fn options(kind: MetaKind, al: AlStripes) -> CreateOptions {
@@ -206,13 +183,12 @@ fn used_metadata_looks_the_same() {
             superblock.history = [GenId(u64::MAX), GenId(bit as u64)];
             superblock.device_uuid = 0x0123_4567_89AB_CDEF;
             superblock.al_extents = 6433;
-            let mut bitmap = udrbd::meta::Bitmap::new(superblock.effective_size.bm_bits());
-            bitmap.set(3..5);
-            bitmap.set(64 * 200..64 * 777);
-            bitmap.set(bitmap.bits() - 1..bitmap.bits());
-            for page in 0..bitmap.pages() {
-                let write = MetaWrite::bitmap_page(&layout, &bitmap, page).expect("inside");
-                io.write_at(write.offset, &*write.block).expect("inside");
+            let mut bitmap = Bitmap::new(superblock.effective_size.bm_bits()).expect("small");
+            bitmap.set_range(3..5);
+            bitmap.set_range(64 * 200..64 * 777);
+            bitmap.set_range(bitmap.bits() - 1..bitmap.bits());
+            for page in 0..bitmap.page_count() {
+                write_page(&mut io, &layout, &bitmap, page);
             }
             offline::write_superblock(&mut io, &layout, &superblock).expect("writable");
             bench.assert_same(options.place);
@@ -286,16 +262,16 @@ fn lay_out(bench: &Bench, al: AlStripes, ring: &[Slot], flags: MdFlags, clean: b
     let mut io = bench.open();
     let (layout, mut superblock) = create::create_md(&mut io, &options).expect("fits");
     for (position, slot) in (0_u32..).zip(ring) {
-        let mut write = MetaWrite::al_initialized(&layout, position);
-        match slot {
-            Slot::Update(transaction) => {
-                write = MetaWrite::al_transaction(&layout, transaction);
+        let block = match slot {
+            Slot::Update(transaction) => transaction.encode(),
+            Slot::Rubbish => {
+                let mut block = initialized_block();
+                block[99] ^= 1;
+                block
             }
-            Slot::Rubbish => write.block[99] ^= 1,
-            Slot::Initialized => {}
-        }
-        write.offset = layout.al_block_byte(position);
-        io.write_at(write.offset, &*write.block).expect("inside");
+            Slot::Initialized => initialized_block(),
+        };
+        io.write_at(layout.al_block_byte(position), &block).expect("inside");
     }
     // 100 MB of extents may be hot on 96 MiB: some lie behind the end.
     superblock.effective_size = Sectors(layout.data_size.0 - bits);
@@ -305,10 +281,9 @@ fn lay_out(bench: &Bench, al: AlStripes, ring: &[Slot], flags: MdFlags, clean: b
     } else {
         superblock.set_unclean();
     }
-    let mut bitmap = udrbd::meta::Bitmap::new(superblock.effective_size.bm_bits());
-    bitmap.set(bits..bits * 2);
-    let write = MetaWrite::bitmap_page(&layout, &bitmap, 0).expect("inside");
-    io.write_at(write.offset, &*write.block).expect("inside");
+    let mut bitmap = Bitmap::new(superblock.effective_size.bm_bits()).expect("small");
+    bitmap.set_range(bits..bits * 2);
+    write_page(&mut io, &layout, &bitmap, 0);
     offline::write_superblock(&mut io, &layout, &superblock).expect("writable");
     let rubbish = ring.iter().filter(|slot| matches!(slot, Slot::Rubbish)).count();
     let updates = ring.iter().any(|slot| matches!(slot, Slot::Update(_)));

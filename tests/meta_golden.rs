@@ -5,11 +5,12 @@
 
 use std::path::PathBuf;
 
+use udrbd::engine::dirty::{Bitmap, PageNr};
 use udrbd::meta::offline::{self, DumpOptions, FullSyncReason};
 use udrbd::meta::text::dump::DumpHeader;
 use udrbd::meta::text::restore;
 use udrbd::meta::{AttachBits, MemIo, MetaError, MetaIo, MetaKind, OpenMeta, Place, SuperblockError};
-use udrbd::units::{AlExtent, Sectors};
+use udrbd::units::{AlExtent, BmBit, Sectors};
 
 const HEADER: DumpHeader<'_> = DumpHeader { time: "TIME", host: "HOST", command: "COMMAND" };
 
@@ -151,13 +152,13 @@ fn the_last_word_of_the_bitmap_counts() {
     let (mut io, place) = device("14-flex-external-kernel-used");
     let meta = offline::open(&mut io, place).expect("valid");
     assert_eq!(meta.superblock.effective_size, Sectors(131_072));
-    let mut bitmap = udrbd::meta::Bitmap::new(meta.superblock.effective_size.bm_bits());
-    for page in 0..meta.pages_used() {
+    let mut bitmap = Bitmap::new(meta.superblock.effective_size.bm_bits()).expect("small");
+    for page in 0..bitmap.page_count() {
         let mut block = [0; 4096];
-        io.read_at(meta.layout.bm_page_byte(page).expect("inside"), &mut block).expect("inside");
-        bitmap.load_page(page, &block);
+        io.read_at(meta.layout.bm_page_byte(u64::from(page)).expect("inside"), &mut block).expect("inside");
+        bitmap.load_page(PageNr(page), &block);
     }
-    let set: Vec<_> = (0..bitmap.bits()).filter(|&bit| bitmap.get(udrbd::units::BmBit(bit))).collect();
+    let set: Vec<_> = (0..bitmap.bits()).filter(|&bit| bitmap.test(BmBit(bit))).collect();
     assert_eq!(set, [0, 1, 16_383]);
 }
 

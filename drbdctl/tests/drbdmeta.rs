@@ -2,51 +2,27 @@
 
 mod common;
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+#[path = "../../tests/drbdmeta_common/mod.rs"]
+mod drbdmeta_common;
 
 use common::Place;
+use drbdmeta_common::{Tool, comparable};
 
 struct Bench {
-    tool: PathBuf,
-    minor: u32,
+    tool: Tool,
     place: Place,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for trace in [
-            format!("/var/lib/drbd/drbd-minor-{}.lkbd", self.minor),
-            format!("/var/lock/drbd-147-{}", self.minor),
-            format!("/run/lock/drbd-147-{}", self.minor),
-        ] {
-            let _ = fs::remove_file(trace);
-        }
-    }
 }
 
 impl Bench {
     /// `nr` tells the tests of this file apart.
-    #[expect(clippy::print_stdout, reason = "says why the test does nothing")]
     fn new(nr: u32) -> Option<Self> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-        let Some(tool) = places.map(|dir| dir.join("drbdmeta")).find(|tool| tool.exists()) else {
-            println!("skipped: drbdmeta is not installed");
-            return None;
-        };
-        // Between the numbers that anybody uses and those of the library's tests.
-        let minor = 200_000 + std::process::id() % 60_000 * 3 + nr;
-        Some(Self { tool, minor, place: Place::new(minor) })
+        let tool = Tool::find(nr)?;
+        let place = Place::new(tool.minor);
+        Some(Self { tool, place })
     }
 
     fn drbdmeta(&self, device: &str, index: &str, words: &[&str]) -> String {
-        let mut command = Command::new(&self.tool);
-        command.args(["--force", &self.minor.to_string(), "v08"]).arg(self.place.path(device)).arg(index).args(words);
-        let output = command.output().expect("drbdmeta runs");
-        assert!(output.status.success(), "{words:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text")
+        self.tool.text(&self.place.path(device), index, words)
     }
 
     fn assert_same(&self, resource: &str, device: &str, index: &str) {
@@ -56,13 +32,6 @@ impl Bench {
             assert_eq!(self.place.run(&format!("{word} {resource}")).ok(), self.drbdmeta(device, index, &[word]));
         }
     }
-}
-
-/// A dump without time, host and command line, and without the flags, which drbdmeta 9.22 always shows as 0.
-fn comparable(dump: &str) -> String {
-    let lines =
-        dump.lines().enumerate().filter(|(nr, line)| !(1..=2).contains(nr) && !line.starts_with("    flags 0x"));
-    lines.map(|(_, line)| format!("{line}\n")).collect()
 }
 
 #[test]

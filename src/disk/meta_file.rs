@@ -70,11 +70,17 @@ impl MetaIo for MetaFile {
             // A regular file would grow.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.file.write_all_at(buf, offset)
+        self.file.write_all_at(buf, offset)?;
+        #[cfg(any(test, feature = "sim"))]
+        super::fault::written_outside(&self.file, Some((offset, buf)));
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        #[cfg(any(test, feature = "sim"))]
+        super::fault::written_outside(&self.file, None);
+        Ok(())
     }
 }
 

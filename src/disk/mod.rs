@@ -7,12 +7,17 @@
 //! * [`Ring`] (`ring`): takes operations in batches, gives completions by token; over io_uring (`uring`) or, where that is
 //!   forbidden, over threads (`portable`). Metadata goes the same way.
 //!
+//! * `fault`: in tests, faults between ring and back end.
+//!
 //! Takes in: operations of the engine, as the node translates them. Gives out: completions. Invariants: memory that the
 //! kernel may write to is never freed; an operation is complete only when all of it is; nothing is retried that the
 //! device refused, except interrupted and short transfers.
 
 mod claim;
+mod erase;
 mod error;
+#[cfg(any(test, feature = "sim"))]
+pub mod fault;
 pub mod meta_file;
 mod op;
 mod open;

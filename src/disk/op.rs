@@ -6,16 +6,15 @@
 //! is accepted only if its range is aligned and inside the device; buffers are freed only after the kernel is done.
 
 use std::io::{self, IoSlice};
-use std::sync::LazyLock;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use smallvec::SmallVec;
 
+use super::erase::Erase;
 use super::error::{DiskAction, DiskError, DiskErrorKind};
 use super::open::BackingDevice;
-use super::pool::{BUF_LEN_MAX, Pool, PoolBuf};
+use super::pool::{BUF_LEN_MAX, PoolBuf};
 
 /// Longest single write, in bytes.
 pub const WRITE_BYTES_MAX: u64 = 1 << 30;
@@ -104,8 +103,8 @@ pub enum DiskOp {
         /// The device.
         dev: BackingDevice,
     },
-    /// Tells the device that the content of a range is no longer wanted. Says nothing about what it reads as afterwards
-    /// unless the geometry does. Fails with `Unsupported` where the device cannot.
+    /// Gives a range back to the device. What a block device's whole granules read as afterwards only the geometry says; what
+    /// lies beside them is zeroed, and a regular file reads as zeroes. Fails with `Unsupported` where the device cannot.
     Discard {
         /// The device.
         dev: BackingDevice,
@@ -172,6 +171,20 @@ pub(super) enum Next {
     Done(Result<(), DiskError>),
 }
 
+/// What an operation does to its device, for the model of a medium.
+#[cfg(any(test, feature = "sim"))]
+pub(super) enum Effect<'a> {
+    Read,
+    /// Without pieces: zeroes.
+    Write {
+        offset: u64,
+        len: u64,
+        pieces: &'a [Bytes],
+        fua: bool,
+    },
+    Flush,
+}
+
 /// Memory that an operation still needs before its first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
@@ -201,22 +214,8 @@ enum Work {
     Read { buf: Option<PoolBuf> },
     Write { data: Payload, fua: bool, copy: bool, bounce: Option<PoolBuf> },
     Flush,
-    Discard,
-    Zero { way: ZeroWay },
+    Erase(Erase),
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ZeroWay {
-    Punch,
-    ZeroRange,
-    Transfer,
-}
-
-/// Zeroes to write, aligned for every device.
-static ZEROES: LazyLock<io::Result<PoolBuf>> = LazyLock::new(|| {
-    // Fresh pool memory is all zeroes, and nothing ever writes to this block.
-    Pool::new(BUF_LEN_MAX)?.try_alloc(BUF_LEN_MAX).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-});
 
 impl Active {
     /// Checks an operation and takes it over.
@@ -256,17 +255,19 @@ impl Active {
             }
             DiskOp::Discard { dev, offset, len } => {
                 dev.check(DiskAction::Discard, offset, len).map_err(refused)?;
-                if dev.geometry_at_open().discard.is_none() {
+                let geometry = dev.geometry_at_open();
+                let Some(limits) = geometry.discard else {
                     let text = "the device or its file system cannot discard";
                     let error = DiskError::refused(DiskAction::Discard, dev.path(), DiskErrorKind::Unsupported, text);
                     return Err(refused(error.at(offset, len)));
-                }
-                Ok(active(dev, Work::Discard, offset, len))
+                };
+                let block = geometry.logical_block_bytes;
+                let erase = Erase::discard(geometry.block_device, block, &limits, offset..offset + len);
+                Ok(active(dev, Work::Erase(erase), offset, len))
             }
             DiskOp::WriteZeroes { dev, offset, len, may_unmap } => {
                 dev.check(DiskAction::WriteZeroes, offset, len).map_err(refused)?;
-                let way = if may_unmap { ZeroWay::Punch } else { ZeroWay::ZeroRange };
-                Ok(active(dev, Work::Zero { way }, offset, len))
+                Ok(active(dev, Work::Erase(Erase::zero(may_unmap)), offset, len))
             }
         }
     }
@@ -290,20 +291,49 @@ impl Active {
         }
     }
 
+    /// What it does to its device.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn effect(&self) -> Effect<'_> {
+        let Self { offset, len, .. } = *self;
+        match &self.work {
+            Work::Read { .. } => Effect::Read,
+            Work::Write { data, fua, .. } => Effect::Write { offset, len, pieces: data.pieces(), fua: *fua },
+            Work::Discard | Work::Zero { .. } => Effect::Write { offset, len, pieces: &[], fua: false },
+            Work::Flush => Effect::Flush,
+        }
+    }
+
+    /// Takes the payload of a write away, if it is one piece that is not copied.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn take_payload(&mut self) -> Option<Bytes> {
+        match &mut self.work {
+            Work::Write { data: Payload::One(piece), copy: false, .. } => Some(std::mem::take(piece)),
+            _ => None,
+        }
+    }
+
+    /// Gives a write another payload, as long as the one before and aligned like memory of a pool.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn put_payload(&mut self, piece: Bytes) {
+        if let Work::Write { data, .. } = &mut self.work {
+            *data = Payload::One(piece);
+        }
+    }
+
     /// Whether it is quicker done here and now than handed to anybody: a short copy in memory. The kernel has no
     /// asynchronous way for such files; io_uring gives them to a thread of its own.
     pub(super) fn is_inline(&self) -> bool {
         self.len <= INLINE_BYTES_MAX && self.dev.geometry_at_open().in_memory
     }
 
-    /// Whether the next step is one that only a thread can do.
+    /// Whether there is a step that only a thread can do.
     pub(super) fn needs_thread(&self) -> bool {
-        matches!(self.work, Work::Discard) && self.dev.geometry_at_open().block_device
+        matches!(&self.work, Work::Erase(erase) if erase.needs_thread(self.dev.geometry_at_open().block_device))
     }
 
     /// The next system call. The slices in it stay valid, wherever `self` moves, until [`Active::advance`] or drop.
     pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
-        let (offset, len) = (self.offset + self.done, self.len - self.done);
+        let offset = self.offset + self.done;
         // Lengths of memory fit into usize; only zeroing and discarding can be longer.
         let done = usize::try_from(self.done).unwrap_or(usize::MAX);
         match &mut self.work {
@@ -327,33 +357,7 @@ impl Active {
                 Ok(Step::Write { from, offset, dsync: *fua })
             }
             Work::Flush => Ok(Step::DataSync),
-            Work::Discard if self.dev.geometry_at_open().block_device => Ok(Step::BlkDiscard { offset, len }),
-            Work::Discard => Ok(Step::Fallocate { mode: PUNCH, offset, len }),
-            Work::Zero { way } => {
-                let abilities = self.dev.abilities();
-                if *way == ZeroWay::Punch && abilities.no_punch.load(Ordering::Relaxed) {
-                    *way = ZeroWay::ZeroRange;
-                }
-                if *way == ZeroWay::ZeroRange && abilities.no_zero_range.load(Ordering::Relaxed) {
-                    *way = ZeroWay::Transfer;
-                }
-                match way {
-                    ZeroWay::Punch => Ok(Step::Fallocate { mode: PUNCH, offset, len }),
-                    ZeroWay::ZeroRange => {
-                        let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-                        Ok(Step::Fallocate { mode, offset, len })
-                    }
-                    ZeroWay::Transfer => {
-                        let zeroes = ZEROES.as_ref().map_err(|error| io::Error::from(error.kind()))?;
-                        let take = usize::try_from(len).unwrap_or(usize::MAX).min(zeroes.len());
-                        Ok(Step::Write {
-                            from: SmallVec::from_iter([IoSlice::new(&zeroes[..take])]),
-                            offset,
-                            dsync: false,
-                        })
-                    }
-                }
-            }
+            Work::Erase(erase) => erase.step(&self.dev, offset, self.offset + self.len),
         }
     }
 
@@ -364,15 +368,20 @@ impl Active {
             Err(error) => return self.after_error(error),
         };
         match &self.work {
-            Work::Flush | Work::Discard | Work::Zero { way: ZeroWay::Punch | ZeroWay::ZeroRange } => Next::Done(Ok(())),
+            Work::Flush => Next::Done(Ok(())),
             Work::Read { .. } if moved == 0 => {
                 let text = "the device ended early; it must have shrunk";
                 Next::Done(Err(self.refuse(DiskErrorKind::UnexpectedEof, text)))
             }
-            Work::Read { .. } | Work::Write { .. } | Work::Zero { way: ZeroWay::Transfer } => {
+            Work::Read { .. } | Work::Write { .. } | Work::Erase(_) => {
                 // Direct I/O can only go on at a block boundary; a part of a block is transferred again.
                 let block = u64::from(self.dev.geometry_at_open().logical_block_bytes);
-                let end = (self.done + moved).min(self.len);
+                let end = match &self.work {
+                    Work::Erase(erase) => {
+                        erase.reached(self.offset + self.done, self.offset + self.len, moved) - self.offset
+                    }
+                    _ => (self.done + moved).min(self.len),
+                };
                 let end = end - end % block;
                 if end == self.len {
                     return Next::Done(Ok(()));
@@ -410,8 +419,8 @@ impl Active {
             Work::Read { .. } => DiskAction::Read,
             Work::Write { .. } => DiskAction::Write,
             Work::Flush => DiskAction::Flush,
-            Work::Discard => DiskAction::Discard,
-            Work::Zero { .. } => DiskAction::WriteZeroes,
+            Work::Erase(Erase { is_discard: true, .. }) => DiskAction::Discard,
+            Work::Erase(_) => DiskAction::WriteZeroes,
         }
     }
 
@@ -425,21 +434,15 @@ impl Active {
         if matches!(errno, Some(libc::EINTR | libc::EAGAIN)) {
             return self.futile(error);
         }
-        if let Work::Zero { way } = &mut self.work
+        if let Work::Erase(erase) = &mut self.work
             && matches!(errno, Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
-            && *way != ZeroWay::Transfer
+            && erase.refused(self.dev.abilities(), self.offset + self.done)
         {
-            let abilities = self.dev.abilities();
-            let refused = if *way == ZeroWay::Punch { &abilities.no_punch } else { &abilities.no_zero_range };
-            refused.store(true, Ordering::Relaxed);
-            *way = if *way == ZeroWay::Punch { ZeroWay::ZeroRange } else { ZeroWay::Transfer };
             return Next::Step;
         }
         Next::Done(Err(self.error(error)))
     }
 }
-
-const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 /// The non-empty rests of `pieces` behind their first `skip` bytes.
 fn slices_behind(pieces: &[Bytes], mut skip: usize) -> SmallVec<[IoSlice<'_>; 4]> {
@@ -456,8 +459,13 @@ fn slices_behind(pieces: &[Bytes], mut skip: usize) -> SmallVec<[IoSlice<'_>; 4]
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FallocateFlags;
+
     use super::super::open::OpenOptions;
+    use super::super::pool::Pool;
     use super::*;
+
+    const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
     fn device() -> (tempfile::NamedTempFile, BackingDevice) {
         let file = tempfile::NamedTempFile::new().unwrap();

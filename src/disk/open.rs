@@ -51,6 +51,8 @@ struct Device {
     read_only: bool,
     closed: AtomicBool,
     abilities: Abilities,
+    #[cfg(any(test, feature = "sim"))]
+    medium: Option<super::fault::OpenMedium>,
 }
 
 /// What the device has refused as unsupported so far, so that it is not asked again.
@@ -110,6 +112,8 @@ impl BackingDevice {
             read_only: options.read_only,
             closed: AtomicBool::new(false),
             abilities: Abilities::default(),
+            #[cfg(any(test, feature = "sim"))]
+            medium: super::fault::medium_of(&stat),
         })))
     }
 
@@ -165,6 +169,12 @@ impl BackingDevice {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The medium whose faults the device has, in tests.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn medium(&self) -> Option<&Arc<super::fault::Medium>> {
+        self.0.medium.as_ref().map(super::fault::OpenMedium::medium)
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

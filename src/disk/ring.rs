@@ -20,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::error::{DiskAction, DiskError, DiskErrorKind};
+#[cfg(any(test, feature = "sim"))]
+use super::fault::{Gate, Mistake};
 use super::op::{Active, Completion, DiskOp, Need};
 use super::pool::Pool;
 use super::portable::{self, Portable};
@@ -108,6 +110,9 @@ struct Core {
     for_bounce: VecDeque<Active>,
     ready: Vec<Completion>,
     depth: usize,
+    // Behind the back ends: what is with the kernel has ended before what the gate holds.
+    #[cfg(any(test, feature = "sim"))]
+    gate: Gate,
 }
 
 impl Ring {
@@ -152,7 +157,11 @@ impl Ring {
         if uring.is_none() {
             threads.start().map_err(failed)?;
         }
+        #[cfg(any(test, feature = "sim"))]
+        let gate = Gate::new(Arc::clone(&event));
         let core = Core {
+            #[cfg(any(test, feature = "sim"))]
+            gate,
             uring,
             threads,
             pool: pool.clone(),
@@ -193,6 +202,8 @@ impl Ring {
         let mut core = self.core();
         match Active::accept(op, token) {
             Ok(active) => {
+                #[cfg(any(test, feature = "sim"))]
+                let active = core.announce(active);
                 if !core.start(active) {
                     self.wake.notify_one();
                 }
@@ -286,6 +297,19 @@ impl Ring {
         self.core.borrow().queued()
     }
 
+    /// Makes this mistake from now on.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn make_mistake(&self, mistake: Option<Mistake>) {
+        self.core().gate.make_mistake(mistake);
+    }
+
+    /// The mistake that is to be made.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn mistake(&self) -> Option<Mistake> {
+        self.core.borrow().gate.mistake()
+    }
+
     fn core(&self) -> RefMut<'_, Core> {
         // Never held across an await or a call of foreign code.
         self.core.borrow_mut()
@@ -304,7 +328,17 @@ impl fmt::Debug for Ring {
 
 impl Core {
     fn in_flight(&self) -> usize {
-        self.uring.as_ref().map_or(0, Uring::in_flight) + self.threads.in_flight() + self.inline.len()
+        #[cfg(any(test, feature = "sim"))]
+        let held = self.gate.held();
+        #[cfg(not(any(test, feature = "sim")))]
+        let held = 0;
+        self.uring.as_ref().map_or(0, Uring::in_flight) + self.threads.in_flight() + self.inline.len() + held
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    fn announce(&mut self, mut active: Active) -> Active {
+        self.gate.submitted(&mut active);
+        active
     }
 
     fn queued(&self) -> usize {
@@ -348,6 +382,12 @@ impl Core {
     }
 
     fn hand_over(&mut self, active: Active) {
+        #[cfg(any(test, feature = "sim"))]
+        let Some(active) = self.gate.hold(active, &mut self.ready) else { return };
+        self.hand_to_back_end(active);
+    }
+
+    fn hand_to_back_end(&mut self, active: Active) {
         if active.is_inline() {
             return self.inline.push_back(active);
         }
@@ -380,6 +420,10 @@ impl Core {
     }
 
     fn kick(&mut self) {
+        #[cfg(any(test, feature = "sim"))]
+        for active in self.gate.due(&mut self.ready) {
+            self.hand_to_back_end(active);
+        }
         while let Some(active) = self.inline.pop_front() {
             self.ready.push(portable::run(active));
         }
@@ -396,6 +440,10 @@ impl Core {
     }
 
     fn has_done(&mut self) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        if self.gate.has_due() {
+            return true;
+        }
         !self.ready.is_empty() || self.threads.has_done() || self.uring.as_mut().is_some_and(Uring::has_done)
     }
 
@@ -409,6 +457,8 @@ impl Core {
             uring.reap(&mut self.ready);
         }
         self.threads.collect(&mut self.ready);
+        #[cfg(any(test, feature = "sim"))]
+        self.gate.completed(&mut self.ready);
         out.append(&mut self.ready);
     }
 }

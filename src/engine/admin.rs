@@ -266,8 +266,13 @@ impl Engine {
         let (id, v) = (pending.id, pending.volume);
         let reckless = self.faulty(Fault::PromotedInconsistent);
         let Job::Primary { force, forced, tries, waited } = &mut pending.job else { return };
+        if answer.is_none() && self.orphans_on_their_way(v) {
+            return self.wait(pending, Wait::Change);
+        }
         loop {
             let mut change = StateChange::NONE.role(Role::Primary);
+            // Without the operator's force only what is still Consistent is considered good.
+            *forced &= *force || self.state(v).disk == DiskState::Consistent;
             if *forced {
                 change = change.disk(DiskState::UpToDate);
             }

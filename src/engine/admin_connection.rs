@@ -1,7 +1,7 @@
 //! Commands for the connection, and the peer's request to disconnect.
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, CommandError, Level, LinkAction};
+use crate::engine::action::{CommandError, Level};
 use crate::engine::admin::{Job, Pending, Wait, err};
 use crate::engine::connection::{LinkEnd, PeerQuestion};
 use crate::engine::options::NetOptions;
@@ -25,7 +25,7 @@ impl Engine {
         self.conn.opts = Some(opts);
         self.set_conn_all(ConnState::Unconnected);
         self.set_conn_all(ConnState::WfConnection);
-        self.out.push(Action::Link(LinkAction::Start));
+        self.conn.start_due = true;
         Ok(())
     }
 

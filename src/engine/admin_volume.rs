@@ -172,7 +172,7 @@ impl Engine {
             self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
             let link = self.conn.link;
-            self.md_bitmap(v, true, Some(MdDone::TargetFinished(link)));
+            self.md_bitmap(v, true, Some(MdDone::Release(link)));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ impl Engine {
             verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.alg().is_some()),
             version: self.conn.version,
             state_sent: self.conn.state_sent,
-            exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| vol.exposed.same(ids.current)),
+            exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| !vol.behind && vol.exposed.same(ids.current)),
             attach_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
             attach_pdsk: vol.map_or(DiskState::DUnknown, |vol| vol.attach_pdsk),
             bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0),
@@ -92,6 +92,7 @@ impl Engine {
         for effect in side_effects(&old, &new, &ctx) {
             self.side_effect(v, effect);
         }
+        self.note_data_in_use(v, &old, &new);
         let exchanging = |c: ConnState| matches!(c, ConnState::WfBitMapS | ConnState::WfBitMapT);
         if exchanging(old.conn)
             && !exchanging(new.conn)
@@ -110,6 +111,32 @@ impl Engine {
         }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
+    }
+
+    /// Which data the applications use now: those of the peer where there is no own disk; and whether the own disk, when
+    /// it comes back, can be those.
+    fn note_data_in_use(&mut self, v: VolumeNr, old: &VolumeState, new: &VolumeState) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let connects = old.conn < ConnState::Connected && new.conn >= ConnState::Connected;
+        let promoted = old.role != Role::Primary && new.role == Role::Primary;
+        if (connects || promoted)
+            && !new.has_local_disk()
+            && new.conn >= ConnState::Connected
+            && new.pdsk == DiskState::UpToDate
+            && let Some(uuids) = vol.peer.uuids
+            && !vol.exposed.same(uuids.ids.current)
+        {
+            vol.exposed = uuids.ids.current;
+            let text = format!("receiver updated UUIDs to effective data uuid: {}", uuids.ids.current);
+            self.log(Level::Info, Some(v), text);
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let goes = old.has_local_disk() && !new.has_local_disk();
+        if goes && new.role == Role::Primary && new.pdsk == DiskState::UpToDate {
+            vol.behind = true;
+        } else if new.has_local_disk() || new.role != Role::Primary {
+            vol.behind = false;
+        }
     }
 
     fn side_effect(&mut self, v: VolumeNr, effect: SideEffect) {
@@ -303,11 +330,11 @@ impl Engine {
             }
             MdDone::Command(id) => self.command_md_done(id, ok),
             // Whoever waited on a link that is gone holds nothing on the next one.
-            MdDone::SyncUuid(_, link) | MdDone::TargetFinished(link) | MdDone::SendUuids(link)
+            MdDone::SyncUuid(_, link) | MdDone::Release(link) | MdDone::SendUuids(link)
                 if link.is_none() || link != self.conn.link => {}
             MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
-            MdDone::TargetFinished(_) => self.release_data(),
+            MdDone::Release(_) => self.release_data(),
             MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
             MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);

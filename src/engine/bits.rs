@@ -38,7 +38,10 @@ impl Engine {
         let generous = self.faulty(Fault::PartialBlockCleared);
         let Some(vol) = self.volumes.get_mut(&v) else { return 0 };
         let bits = if generous { range.bits_touched() } else { range.bits_covered(vol.size) };
-        let cleared = vol.disk.as_mut().map_or(0, |d| d.bitmap.clear_range(bits));
+        let cleared = vol.disk.as_mut().map_or(0, |d| d.bitmap.clear_range(bits.clone()));
+        if let Some(resync) = vol.resync.as_mut() {
+            resync.failed.remove(bits);
+        }
         if cleared > 0 {
             self.on_bits_cleared(v);
         }

@@ -77,6 +77,8 @@ pub(crate) struct Connection {
     pub state_sent: bool,
     pub disconnect_expected: bool,
     pub end: Option<LinkEnd>,
+    /// A link is wanted and not ordered yet.
+    pub start_due: bool,
     pub question: Option<PeerQuestion>,
     /// Packets queued on the data socket of this link, and how many of them the TCP stack took.
     pub data_queued: u64,
@@ -113,6 +115,7 @@ impl Connection {
             state_sent: false,
             disconnect_expected: false,
             end: None,
+            start_due: false,
             question: None,
             data_queued: 0,
             data_sent: 0,
@@ -385,14 +388,23 @@ impl Engine {
             self.conn.opts = None;
             self.conn.version = crate::limits::PROTOCOL_VERSION_MAX;
             self.conn.features = 0;
+            self.conn.start_due = false;
             self.out.push(Action::Link(LinkAction::Stop));
         } else {
             self.set_conn_all(ConnState::Unconnected);
             self.set_conn_all(ConnState::WfConnection);
-            self.out.push(Action::Link(LinkAction::Start));
+            self.conn.start_due = true;
         }
         self.recheck_commands = true;
         self.admit_all();
+    }
+
+    /// Orders the next link, as soon as everything that the last one brought is on the disks.
+    pub(crate) fn start_link(&mut self) {
+        if self.conn.start_due && !self.volumes.keys().any(|v| self.orphans_on_their_way(*v)) {
+            self.conn.start_due = false;
+            self.out.push(Action::Link(LinkAction::Start));
+        }
     }
 
     pub(crate) fn admit_all(&mut self) {

@@ -42,7 +42,7 @@ impl LocalDisk {
             let Some((change, bytes)) = self.bitmap.start_page_write(page) else { continue };
             cleared |= change.cleared;
             writes.push((offset, bytes::Bytes::copy_from_slice(&bytes[..])));
-            // Jobs are serial: no second write of the page starts before this one is done, and a failed one ends the disk.
+            // Jobs are serial: no second write of the page starts before this one is done; a failed one marks all pages.
             self.bitmap.page_written(page, true);
         }
         (writes, cleared, more)
@@ -74,7 +74,8 @@ impl Engine {
                 format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size),
             ));
         }
-        if !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
+        let behind = vol.behind && vol.state.pdsk != DiskState::UpToDate;
+        if behind || !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
             return Err(code(150, format!("Can only attach to data with current UUID={}", vol.exposed)));
         }
         let AttachedDisk {
@@ -165,6 +166,7 @@ impl Engine {
         }
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
+            sb_written_size: agreed,
             sb: superblock,
             layout,
             bitmap,
@@ -173,6 +175,7 @@ impl Engine {
             geometry,
             shared_device,
             unflushed: false,
+            flushing: 0,
             path,
             sb_dirty: true,
         });

@@ -6,6 +6,8 @@
 
 use crate::engine::Engine;
 use crate::engine::peer_request::PeerKind;
+#[cfg(any(test, feature = "sim"))]
+use crate::units::{GenId, VolumeNr};
 use crate::wire::data::DpFlags;
 
 /// Declares the faults once: variant, name on the command line, what goes wrong.
@@ -181,6 +183,13 @@ impl Fault {
 }
 
 impl Engine {
+    /// The generation that the clients of a volume have seen.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn exposed(&self, volume: VolumeNr) -> GenId {
+        self.volumes.get(&volume).map_or(GenId::UNSET, |volume| volume.exposed)
+    }
+
     /// Makes the engine commit this mistake from now on; `None`: none.
     #[cfg(any(test, feature = "sim"))]
     pub fn inject(&mut self, fault: Option<Fault>) {

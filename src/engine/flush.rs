@@ -18,19 +18,19 @@ impl Engine {
         self.epochs.close();
         let Some(vol) = self.volumes.get(&v) else { return self.complete_now(id, Err(ClientError::Gone)) };
         let local = vol.disk_usable();
-        if !local && vol.state.pdsk < DiskState::Inconsistent {
+        let own_counts = local && vol.state.disk == DiskState::UpToDate;
+        if !own_counts && vol.state.pdsk != DiskState::UpToDate {
             return self.complete_now(id, Err(ClientError::Io));
         }
         // Under C (and wherever the peer has the only good copy, which a resync would take) a flush speaks for both replicas.
-        let good = local && vol.state.disk == DiskState::UpToDate;
-        let both = (self.conn.protocol() == ReplProtocol::C && !self.faulty(Fault::FlushIgnoresPeer)) || !good;
+        let both = (self.conn.protocol() == ReplProtocol::C && !self.faulty(Fault::FlushIgnoresPeer)) || !own_counts;
         let epoch = if both && self.conn.link.is_some() { self.epochs.last() } else { None };
         let side = match local {
             true if self.faulty(Fault::FlushBeforeLocal) => Side::Ok,
             true => Side::Pending,
             false => Side::Unused,
         };
-        let key = self.flushes.insert(Flush { id, volume: v, local: side, epoch });
+        let key = self.flushes.insert(Flush { id, volume: v, local: side, epoch, peer_only: !own_counts });
         self.send_due_barrier();
         if epoch.is_some() && self.conn.relaxed_epochs {
             self.send_data(v, Packet::UnplugRemote);
@@ -48,16 +48,6 @@ impl Engine {
             flush.local = if result.is_ok() { Side::Ok } else { Side::Failed };
         }
         if let Err(failure) = result {
-            // What is left is the peer's copy: it has to be durable there.
-            self.epochs.close();
-            self.send_due_barrier();
-            let epoch = if self.conn.link.is_some() { self.epochs.last() } else { None };
-            if let Some(flush) = self.flushes.get_mut(key) {
-                flush.epoch = epoch.or(flush.epoch);
-            }
-            if epoch.is_some() && self.conn.relaxed_epochs {
-                self.send_data(v, Packet::UnplugRemote);
-            }
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
             self.on_io_error(v);
         }
@@ -74,19 +64,39 @@ impl Engine {
         }
     }
 
+    /// What is left is the peer's copy: everything that was written has to be durable there.
+    fn flush_needs_peer(&mut self, key: u64, v: VolumeNr) {
+        self.epochs.close();
+        self.send_due_barrier();
+        let epoch = if self.conn.link.is_some() { self.epochs.last() } else { None };
+        if let Some(flush) = self.flushes.get_mut(key) {
+            flush.epoch = epoch.or(flush.epoch);
+            flush.peer_only = true;
+        }
+        if epoch.is_some() && self.conn.relaxed_epochs {
+            self.send_data(v, Packet::UnplugRemote);
+        }
+    }
+
     pub(crate) fn finish_flush(&mut self, key: u64) {
         let Some(flush) = self.flushes.get(key) else { return };
-        if flush.local == Side::Pending || flush.epoch.is_some_and(|nr| !self.epochs.is_retired(nr)) {
+        if flush.local == Side::Pending {
+            return;
+        }
+        let v = flush.volume;
+        let disk = self.state(v).disk;
+        // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
+        let own_counts = flush.local == Side::Ok && disk == DiskState::UpToDate;
+        if !own_counts && !flush.peer_only {
+            self.flush_needs_peer(key, v);
+        }
+        if self.flushes.get(key).is_some_and(|f| f.epoch.is_some_and(|nr| !self.epochs.is_retired(nr))) {
             return;
         }
         let Some(flush) = self.flushes.remove(key) else { return };
-        let remote_good = self
-            .volumes
-            .get(&flush.volume)
-            .is_some_and(|vol| self.conn.link.is_some() && vol.state.pdsk == DiskState::UpToDate);
-        // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
-        let ok = flush.local == Side::Ok || remote_good;
-        self.complete(flush.id, flush.volume, if ok { Ok(SmallVec::new()) } else { Err(ClientError::Io) });
+        let peer_counts = self.conn.link.is_some() && self.state(v).pdsk == DiskState::UpToDate;
+        let ok = own_counts || peer_counts;
+        self.complete(flush.id, v, if ok { Ok(SmallVec::new()) } else { Err(ClientError::Io) });
         self.recheck_commands = true;
     }
 }

@@ -336,6 +336,7 @@ impl Run<'_> {
     }
 
     fn check_roles(&mut self, decision: Decision) -> Result<(), RefuseReason> {
+        self.check_peer_of_attach(decision)?;
         match decision {
             Decision::Source { .. } if self.own_disk() <= DiskState::Inconsistent => {
                 self.say("I shall become SyncSource, but I am inconsistent!");
@@ -352,6 +353,30 @@ impl Run<'_> {
                     self.handlers.push(Handler::PriLost);
                 }
                 self.say("I shall become SyncTarget, but I am primary!");
+                Err(RefuseReason::TargetIsPrimary)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the peer refuses while this node attaches, this node refuses as well: nothing would tell it, and it must not
+    /// wait for a resync that never comes.
+    fn check_peer_of_attach(&mut self, decision: Decision) -> Result<(), RefuseReason> {
+        let input = self.input;
+        if input.disk != DiskState::Negotiating {
+            return Ok(());
+        }
+        match decision {
+            Decision::Target { .. } if input.peer_disk <= DiskState::Inconsistent => {
+                self.say("The peer shall become SyncSource, but it is inconsistent!");
+                Err(RefuseReason::SourceInconsistent)
+            }
+            Decision::Source { .. }
+                if input.peer_role == Role::Primary
+                    && input.peer_disk >= DiskState::Consistent
+                    && input.rr_conflict != RrConflict::Violently =>
+            {
+                self.say("The peer shall become SyncTarget, but it is primary!");
                 Err(RefuseReason::TargetIsPrimary)
             }
             _ => Ok(()),

@@ -18,6 +18,7 @@ use crate::engine::al::{FlushMark, Transaction};
 use crate::engine::event::{CommandId, DiskFailure, LinkNr};
 use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
+use crate::engine::volume::LocalDisk;
 use crate::meta::{self, MdFlags};
 use crate::units::{AlExtent, AlSlot, GenId, VolumeNr};
 
@@ -37,8 +38,8 @@ pub(crate) enum MdDone {
     SyncUuid(GenId, Option<LinkNr>),
     /// The target's identifiers and "inconsistent" are durable: resync writes may begin.
     TargetStarted,
-    /// The target's "up to date" is durable: tell the source.
-    TargetFinished(Option<LinkNr>),
+    /// The identifiers (or a target's "up to date") are durable: what was held for that goes to the peer.
+    Release(Option<LinkNr>),
     /// A new generation is durable: send it to the peer (and the state after it, if asked).
     SendUuids(Option<LinkNr>),
     /// The superblock says how the activity log is kept.
@@ -58,7 +59,31 @@ enum Stage {
     Writes(Vec<(u64, Bytes)>),
     /// One durable write.
     Durable(u64, Bytes),
-    Superblock,
+    /// With the reasons for which changed pages were written before it.
+    Superblock(Reasons),
+}
+
+/// Why a superblock relies on the bitmap: what stood for bits that are not on disk goes with it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reasons {
+    flags: MdFlags,
+    grows: bool,
+}
+
+impl Reasons {
+    fn of(disk: &LocalDisk) -> Self {
+        let mut flags = MdFlags::NONE;
+        for flag in [MdFlags::PRIMARY_IND, MdFlags::FULL_SYNC, MdFlags::AL_DISABLED] {
+            if disk.sb_written_flags.contains(flag) && !disk.sb.flags.contains(flag) {
+                flags = flags.with(flag);
+            }
+        }
+        Self { flags, grows: disk.sb.effective_size > disk.sb_written_size }
+    }
+
+    const fn covers(self, other: Self) -> bool {
+        self.flags.contains(other.flags) && (self.grows || !other.grows)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +100,8 @@ pub(crate) struct MdQueue {
     active: Option<Job>,
     outstanding: u32,
     failed: bool,
+    /// The running stage writes bitmap pages.
+    pages: bool,
 }
 
 impl MdQueue {
@@ -100,7 +127,11 @@ impl Engine {
         }
         self.md_push(
             v,
-            Job { stages: [Stage::Superblock].into(), done: done.into_iter().collect(), superblock_only: true },
+            Job {
+                stages: [Stage::Superblock(Reasons::default())].into(),
+                done: done.into_iter().collect(),
+                superblock_only: true,
+            },
         );
     }
 
@@ -108,7 +139,7 @@ impl Engine {
     pub(crate) fn md_bitmap(&mut self, v: VolumeNr, superblock: bool, done: Option<MdDone>) {
         let mut stages = VecDeque::from([Stage::Pages(None)]);
         if superblock {
-            stages.push_back(Stage::Superblock);
+            stages.push_back(Stage::Superblock(Reasons::default()));
         }
         self.md_push(v, Job { stages, done: done.into_iter().collect(), superblock_only: false });
     }
@@ -119,7 +150,7 @@ impl Engine {
         if self.faulty(Fault::DetachWithoutFlush) {
             return;
         }
-        if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|disk| disk.unflushed) {
+        if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(LocalDisk::has_unflushed) {
             self.md_push(v, Job { stages: [Stage::FlushData].into(), done: Vec::new(), superblock_only: false });
         }
     }
@@ -208,6 +239,7 @@ impl Engine {
         );
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let flushes = vol.opts.md_flushes;
+        vol.md.pages = matches!(stage, Stage::Writes(_));
         let Some(disk) = vol.disk.as_mut() else { return };
         // What an older write of the superblock promised about the data must still hold when a newer one is read after a
         // crash.
@@ -253,13 +285,22 @@ impl Engine {
             Stage::Durable(offset, data) => {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
-            Stage::Superblock => {
+            // A job that was queued earlier must not say what relies on pages that a later one is to write.
+            Stage::Superblock(done) if disk.bitmap.changed_pages() > 0 && !done.covers(Reasons::of(disk)) => {
+                let reasons = Reasons::of(disk);
+                let flags = done.flags.with(reasons.flags);
+                let Some(job) = vol.md.active.as_mut() else { return };
+                job.stages.push_front(Stage::Superblock(Reasons { flags, grows: done.grows || reasons.grows }));
+                job.stages.push_front(Stage::Pages(None));
+            }
+            Stage::Superblock(_) => {
                 let promises = (loses(MdFlags::PRIMARY_IND) && !no_flush_at_demotion)
                     || loses(MdFlags::CRASHED_PRIMARY)
                     || (becomes_good && !no_flush_at_end);
-                let need_data = promises && disk.unflushed && !disk.shared_device;
+                let need_data = promises && disk.has_unflushed() && !disk.shared_device;
                 disk.sb_dirty = false;
                 disk.sb_written_flags = new;
+                disk.sb_written_size = disk.sb.effective_size;
                 let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
                 job.stages.push_front(if not_durable {
@@ -296,6 +337,12 @@ impl Engine {
             Err(failure) => {
                 let Some(vol) = self.volumes.get_mut(&v) else { return };
                 vol.md.failed = true;
+                // The page may not be there: no later superblock may rely on it, that of the detach neither.
+                if vol.md.pages
+                    && let Some(disk) = vol.disk.as_mut()
+                {
+                    disk.bitmap.mark_all_changed();
+                }
                 if mark.is_some() && !failure.unsupported {
                     self.data_flush_failed(v);
                 }

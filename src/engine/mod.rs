@@ -34,6 +34,7 @@ mod admin_volume;
 mod apply;
 mod bitmap_xfer;
 mod bits;
+mod blocks;
 mod connection;
 mod disk_state;
 mod epoch;
@@ -53,7 +54,7 @@ mod received_epochs;
 mod request;
 mod resync;
 mod resync_target;
-mod rng;
+pub(crate) mod rng;
 mod slab;
 mod verify;
 mod volume;
@@ -195,6 +196,7 @@ impl Engine {
         if !self.effects.is_empty() {
             self.run_effects();
         }
+        self.start_link();
     }
 
     fn on_timer(&mut self, timer: Timer) {

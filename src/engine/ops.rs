@@ -77,6 +77,7 @@ impl Engine {
     pub(crate) fn data_flush_mark(&mut self, v: VolumeNr) -> Option<FlushMark> {
         let disk = self.volumes.get_mut(&v)?.disk.as_mut()?;
         disk.unflushed = false;
+        disk.flushing += 1;
         Some(disk.al.data_flush_started())
     }
 
@@ -132,6 +133,7 @@ impl Engine {
 
     fn note_flush(&mut self, v: VolumeNr, mark: Option<FlushMark>, result: &DiskResult) {
         let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        disk.flushing = disk.flushing.saturating_sub(u32::from(mark.is_some()));
         match (mark, result) {
             (Some(mark), Ok(_)) => disk.al.note_data_flush(mark),
             (_, Err(failure)) if !failure.unsupported => self.data_flush_failed(v),
@@ -146,8 +148,12 @@ impl Engine {
         disk.unflushed = true;
         let extents = disk.al.unflushed_extents();
         for extent in extents {
-            let start = Sector(u64::from(extent.0) * AL_EXTENT_SECTORS);
-            self.set_bits(v, SectorRange { start, count: Sectors(AL_EXTENT_SECTORS) });
+            let range = SectorRange {
+                start: Sector(u64::from(extent.0) * AL_EXTENT_SECTORS),
+                count: Sectors(AL_EXTENT_SECTORS),
+            };
+            self.set_bits(v, range);
+            self.source_failed(v, range);
         }
         if !self.rx.epochs.is_empty() {
             self.log(Level::Error, Some(v), "data that the peer sent may be lost; dropping the connection");

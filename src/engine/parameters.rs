@@ -45,10 +45,18 @@ impl Engine {
 
     /// What introduces a volume to the peer (wire.md 4.1 step 5).
     pub(crate) fn send_volume_parameters(&mut self, v: VolumeNr) {
+        // Identifiers that a crash could take back are not shown to the peer: everything waits for them, in its order.
+        let settled = |disk: &super::volume::LocalDisk| !disk.sb_dirty;
+        if self.volumes.get(&v).is_some_and(|vol| !vol.md.is_idle() || !vol.disk.as_ref().is_none_or(settled)) {
+            self.hold_data();
+            self.md_superblock(v, Some(MdDone::Release(self.conn.link)));
+        }
         self.send_sync_param(v);
         self.send_sizes(v, false);
-        if self.volumes.get(&v).is_some_and(|vol| vol.state.disk >= DiskState::Negotiating) {
-            self.send_uuids_now(v);
+        if self.volumes.get(&v).is_some_and(|vol| vol.state.disk >= DiskState::Negotiating)
+            && let Some(packet) = self.uuids_packet(v, UuidFlags::NONE)
+        {
+            self.send_data(v, packet);
         }
         self.send_state(v);
     }

@@ -227,10 +227,6 @@ impl Engine {
         }
         epoch.active += 1;
         vol.counters.unacked += 1;
-        if self.wants_ack(flags, DpFlags::SEND_RECEIVE_ACK) {
-            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
-            self.send_ack(v, range.start, block_id, size, Packet::RecvAck);
-        }
         if self.faulty(Fault::WriteAckAtReceipt) && self.conn.version >= 100 && flags.has(DpFlags::SEND_WRITE_ACK) {
             let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
             self.send_ack(v, range.start, block_id, size, Packet::WriteAck);
@@ -397,7 +393,8 @@ impl Engine {
         let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
-        let (v, range) = (request.volume, request.range);
+        let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);
+        let flags = if let PeerKind::Write { flags } = &request.kind { *flags } else { DpFlags::default() };
         let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA)) && !no_fua;
         let io = request.io.take();
         let resync = request.kind == PeerKind::ResyncWrite;
@@ -411,6 +408,11 @@ impl Engine {
             None => return,
         };
         if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
+            // Said only of what is on its way to the disk: the end of the link drops everything before that.
+            if epoch.is_some() && self.wants_ack(flags, DpFlags::SEND_RECEIVE_ACK) {
+                let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+                self.send_ack(v, range.start, block_id, size, Packet::RecvAck);
+            }
             self.submit(v, io, Op::PeerWrite(key));
         } else {
             self.on_peer_written(key, &Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true }));
@@ -498,6 +500,7 @@ impl Engine {
             } else {
                 vol.resync_ranges.remove(request.range, key);
             }
+            self.recheck_commands |= request.orphan;
             if request.kind != PeerKind::ResyncWrite && !request.orphan {
                 vol.counters.unacked = vol.counters.unacked.saturating_sub(1);
             }
@@ -558,6 +561,13 @@ impl Engine {
         self.rx.covered = 0;
         self.rx.round += 1;
         self.rx.urgent = false;
+    }
+
+    /// Whether writes of a link that is gone are still on their way to the good disk of `v`: until they are there,
+    /// nobody may rely on what it holds.
+    pub(crate) fn orphans_on_their_way(&self, v: VolumeNr) -> bool {
+        self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable)
+            && self.peer_requests.iter().any(|(_, r)| r.volume == v && r.orphan && r.is_write())
     }
 
     /// Bits in the ranges of these writes were set just now.

@@ -220,16 +220,14 @@ impl Engine {
             only_failed_bits_left: vol.out_of_sync_bits()
                 <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
         };
+        if ps.conn == ConnState::Connected && matches!(ps.disk, DiskState::Inconsistent | DiskState::UpToDate) {
+            // The target is done; bits that application writes still hold here are cleared by their last
+            // acknowledgements, and the end follows then.
+            self.note_peer_finished(v, ps.disk);
+        }
         match read_peer_state(&os, &ps, &ctx) {
-            Received::TearingDown => {}
-            Received::FinishResync => self.ping_then(AfterPing::SourceFinish(v)),
-            Received::Ignore => {
-                // The target is done; bits that application writes still hold here are cleared by their last
-                // acknowledgements, and the end follows then.
-                if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
-                    resync.peer_finished = true;
-                }
-            }
+            Received::TearingDown | Received::Ignore => {}
+            Received::FinishResync => self.check_source_done(v),
             Received::FinishVerify => self.ping_then(AfterPing::VerifyFinish(v)),
             Received::Apply(view) => self.apply_peer_state(v, &os, &ps, &ctx, view),
         }
@@ -243,6 +241,7 @@ impl Engine {
         ctx: &ReceivedContext,
         mut view: PeerView,
     ) {
+        let mut attach_aborted = false;
         let both = os.disk >= DiskState::Negotiating && ps.disk >= DiskState::Negotiating;
         if !view.handshake && both && os.conn == ConnState::WfReportParams {
             return self.peer_error("P_STATE", "came before P_UUIDS");
@@ -276,6 +275,7 @@ impl Engine {
                     if ps.disk == DiskState::Negotiating {
                         self.log(Level::Warn, Some(v), "Disk attach process on the peer node was aborted.");
                         view.pdsk = DiskState::Diskless;
+                        attach_aborted = true;
                     } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
                         return self.drop_link(ConnState::ProtocolError);
                     } else {
@@ -289,7 +289,8 @@ impl Engine {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
             return self.drop_link(ConnState::Disconnecting);
         }
-        if view.peer_must_decide(os, ps) {
+        if attach_aborted || view.peer_must_decide(os, ps) {
+            // It has to see for itself, or it would wait for ever.
             self.send_uuids_durably(v);
             self.send_state(v);
         }

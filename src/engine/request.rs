@@ -72,6 +72,8 @@ pub(crate) struct Request {
     pub net: Side,
     /// Epoch, if it was replicated.
     pub epoch: Option<u32>,
+    /// The peer said that the write is on its disk.
+    pub confirmed: bool,
     /// The peer said "written and in sync".
     pub set_in_sync: bool,
     /// During a resync: its range stays taken until the peer has said whether it is in sync, even where the client
@@ -91,16 +93,23 @@ pub(crate) struct Request {
     /// A read that failed on one side is tried on the other once.
     pub tried_local: bool,
     pub tried_remote: bool,
+    /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
+    /// Readers will find the old data here, wherever else the new ones are.
+    pub stale_here: bool,
     /// The local operation was given up (forced detach); its late completion is ignored.
     pub aborted: bool,
 }
 
-/// Which acknowledgement completes the network half.
+/// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
+/// whatever the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AckDue {
+    /// Handing it to the socket is enough.
     None,
     Receive,
     Write,
+    /// Only the peer's barrier acknowledgement says that it is written.
+    Barrier,
 }
 
 /// A flush under way.
@@ -111,6 +120,8 @@ pub(crate) struct Flush {
     pub local: Side,
     /// Waits until this epoch is retired.
     pub epoch: Option<u32>,
+    /// The epoch covers everything that was written before: the peer's copy alone is enough.
+    pub peer_only: bool,
 }
 
 impl Engine {
@@ -187,6 +198,7 @@ impl Engine {
             local: Side::Unused,
             net: Side::Unused,
             epoch: None,
+            confirmed: false,
             set_in_sync: false,
             sync_due: false,
             registered: false,
@@ -197,6 +209,7 @@ impl Engine {
             started: self.now,
             tried_local: false,
             tried_remote: false,
+            stale_here: false,
             aborted: false,
         })
     }

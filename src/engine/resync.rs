@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
+use crate::engine::blocks::BlockSet;
 use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
 use crate::engine::fault::Fault;
@@ -38,14 +39,14 @@ pub(crate) struct Resync {
     pub(crate) in_flight: BTreeMap<u64, InFlight>,
     pub(crate) pacer: Pacer,
     pub(crate) progress: Progress,
-    /// Blocks that could not be read or written.
-    pub(crate) failed: u64,
+    /// Blocks that could not be read or written: marked, and not asked for again by this resync.
+    pub(crate) failed: BlockSet,
     /// The superblock allows resync writes.
     pub(crate) ready: bool,
     /// The end was begun.
     pub(crate) finishing: bool,
-    /// The target said that it is done (source).
-    pub peer_finished: bool,
+    /// The target said that it is done, with this disk (source).
+    pub peer_finished: Option<DiskState>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,10 +68,10 @@ impl Resync {
             in_flight: BTreeMap::new(),
             pacer,
             progress: Progress::start(now, bits),
-            failed: 0,
+            failed: BlockSet::default(),
             ready: source,
             finishing: false,
-            peer_finished: false,
+            peer_finished: None,
         }
     }
 
@@ -81,9 +82,9 @@ impl Resync {
         }
     }
 
-    /// Blocks that could not be synced.
+    /// Number of blocks that could not be synced.
     pub(crate) const fn failed(&self) -> u64 {
-        self.failed
+        self.failed.count()
     }
 
     /// Paused.
@@ -188,11 +189,14 @@ impl Engine {
         }
     }
 
-    /// Counts blocks that stay out of sync.
+    /// Blocks that could not be synced: those that are marked stay so until another resync.
     pub(crate) fn resync_failed(&mut self, v: VolumeNr, range: SectorRange) {
-        let bits = range.bits_touched();
-        if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
-            resync.failed += bits.end - bits.start;
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if let (Some(resync), Some(disk)) = (vol.resync.as_mut(), vol.disk.as_ref()) {
+            for run in disk.bitmap.runs(range.bits_touched()) {
+                resync.failed.insert(run);
+            }
+            self.check_source_done(v);
         }
     }
 
@@ -253,31 +257,51 @@ impl Engine {
             return;
         }
         let Some(resync) = vol.resync.as_ref() else { return };
-        let (text, failed) = (done_text(resync.progress(), now), resync.failed);
-        let mut change = StateChange::NONE.conn(ConnState::Connected);
-        if failed == 0 {
-            if let Some(disk) = vol.disk.as_mut() {
-                let ids = disk.ids().finish_as_source();
-                disk.set_ids(ids);
-                if let Some(uuids) = vol.peer.uuids.as_mut() {
-                    uuids.ids = ids;
-                }
+        let (text, failed) = (done_text(resync.progress(), now), resync.failed());
+        // Up to version 95 nobody says so: each node counts for itself.
+        let pdsk =
+            resync.peer_finished.unwrap_or(if failed == 0 { DiskState::UpToDate } else { DiskState::Inconsistent });
+        // The target has moved its identifiers when it calls its data good: only equal ones see the next divergence.
+        if pdsk == DiskState::UpToDate
+            && let Some(disk) = vol.disk.as_mut()
+        {
+            let ids = disk.ids().finish_as_source();
+            disk.set_ids(ids);
+            if let Some(uuids) = vol.peer.uuids.as_mut() {
+                uuids.ids = ids;
             }
-            change = change.pdsk(DiskState::UpToDate);
         }
         vol.resync = None;
         self.log(Level::Info, Some(v), text);
         if failed > 0 {
             self.log(Level::Warn, Some(v), format!("{failed} failed blocks"));
         }
-        self.force(v, &change);
+        self.force(v, &StateChange::NONE.conn(ConnState::Connected).pdsk(pdsk));
         self.md_bitmap(v, true, None);
+    }
+
+    /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after failures:
+    /// without any its state is one from before the resync.
+    pub(crate) fn note_peer_finished(&mut self, v: VolumeNr, disk: DiskState) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let bits = vol.out_of_sync_bits();
+        if let Some(resync) = vol.resync.as_mut().filter(|r| r.source)
+            && (disk == DiskState::UpToDate || bits == 0 || !resync.failed.is_empty())
+        {
+            resync.peer_finished = Some(disk);
+        }
+    }
+
+    /// A write failed on one of the nodes. A source does not wait for its blocks: the target asks for what it misses.
+    pub(crate) fn source_failed(&mut self, v: VolumeNr, range: SectorRange) {
+        if self.volumes.get(&v).and_then(|vol| vol.resync.as_ref()).is_some_and(|r| r.source) {
+            self.resync_failed(v, range);
+        }
     }
 
     /// Bits were cleared: progress, lazy write-out, and the end of a source that only waited for them.
     pub(crate) fn on_bits_cleared(&mut self, v: VolumeNr) {
         let now = self.now;
-        let own_count = self.conn.version < 96 || self.faulty(Fault::SourceDoneEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let left = vol.out_of_sync_bits();
         if !vol.lazy_timer {
@@ -288,9 +312,17 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let Some(resync) = vol.resync.as_mut() else { return };
         resync.progress.advance(now, left);
-        let done = left <= resync.failed;
-        // Up to version 95 each side finishes by its own count.
-        if done && resync.source && !resync.finishing && (resync.peer_finished || own_count) {
+        self.check_source_done(v);
+    }
+
+    /// A source ends when only failed blocks are left and the target has ended. Up to version 95 each side finishes by
+    /// its own count.
+    pub(crate) fn check_source_done(&mut self, v: VolumeNr) {
+        let own_count = self.conn.version < 96 || self.faulty(Fault::SourceDoneEarly);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let left = vol.out_of_sync_bits();
+        let Some(resync) = vol.resync.as_mut().filter(|r| r.source && !r.finishing) else { return };
+        if left <= resync.failed() && (resync.peer_finished.is_some() || own_count) {
             resync.finishing = true;
             self.ping_then(AfterPing::SourceFinish(v));
         }

@@ -109,8 +109,14 @@ impl Engine {
                 }
                 return;
             };
+            let failed = resync.failed.run_from(first.0).unwrap_or(u64::MAX..u64::MAX);
+            if failed.contains(&first.0) {
+                resync.cursor = failed.end;
+                continue;
+            }
             let most = bytes_max / BM_BLOCK_BYTES;
             let run_end = disk.bitmap.find_first_clear_from(first).map_or_else(|| disk.bitmap.bits(), |b| b.0);
+            let run_end = run_end.min(failed.start);
             // A boundary of the request size keeps later requests aligned.
             let boundary = (first.0 / most + 1) * most;
             let end = run_end.min(boundary);
@@ -240,7 +246,7 @@ impl Engine {
         }
         let (Some(resync), Some(disk)) = (vol.resync.as_mut(), vol.disk.as_mut()) else { return };
         let left = disk.bitmap.count();
-        if left > resync.failed && !blind {
+        if left > resync.failed() && !blind {
             // Bits were set while the ping was under way.
             resync.finishing = false;
             resync.cursor = 0;
@@ -248,7 +254,7 @@ impl Engine {
             return;
         }
         let text = done_text(resync.progress(), now);
-        let failed = resync.failed;
+        let failed = resync.failed();
         let primary = vol.state.role == Role::Primary;
         let mut change = StateChange::NONE.conn(ConnState::Connected);
         if failed == 0 {
@@ -273,6 +279,6 @@ impl Engine {
         let link = self.conn.link;
         self.force(v, &change);
         // The cleared bits first: a crash must not leave a good disk with bits that no handshake would look at.
-        self.md_bitmap(v, true, Some(MdDone::TargetFinished(link)));
+        self.md_bitmap(v, true, Some(MdDone::Release(link)));
     }
 }

@@ -146,3 +146,16 @@ impl Engine {
         Some(resync.progress().report(now, vol.out_of_sync_bits()).finish)
     }
 }
+
+#[cfg(any(test, feature = "sim"))]
+impl Engine {
+    /// Blocks (bits of the bitmap) of a volume that a resync would cover if the link broke now: set bits, and writes whose
+    /// fate is not known. Not sorted.
+    #[must_use]
+    pub fn covered_after_loss(&self, v: VolumeNr) -> Vec<std::ops::Range<u64>> {
+        let Some(vol) = self.volumes.get(&v) else { return Vec::new() };
+        let bits = vol.disk.iter().flat_map(|disk| disk.bitmap.runs(0..disk.bitmap.bits()));
+        let writes = self.requests.iter().filter(|(_, r)| r.volume == v && r.kind != super::request::Kind::Read);
+        bits.chain(writes.map(|(_, r)| r.range.bits_touched())).collect()
+    }
+}

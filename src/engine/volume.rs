@@ -26,6 +26,8 @@ pub(crate) struct LocalDisk {
     pub sb: Superblock,
     /// Flags as last written, to know what a write changes.
     pub sb_written_flags: crate::meta::MdFlags,
+    /// Agreed size as last written.
+    pub sb_written_size: Sectors,
     /// Where everything is.
     pub layout: Layout,
     /// Out-of-sync bits.
@@ -40,6 +42,8 @@ pub(crate) struct LocalDisk {
     pub shared_device: bool,
     /// Data writes completed since the last data flush began.
     pub unflushed: bool,
+    /// Data flushes under way, which cover nothing before they end.
+    pub flushing: u32,
     /// For messages.
     pub path: String,
     /// The superblock must be written.
@@ -47,6 +51,11 @@ pub(crate) struct LocalDisk {
 }
 
 impl LocalDisk {
+    /// Whether something was written that no finished flush of the data device covers.
+    pub(crate) const fn has_unflushed(&self) -> bool {
+        self.unflushed || self.flushing > 0
+    }
+
     /// The generation identifiers of the superblock.
     pub(crate) fn ids(&self) -> GenIds {
         GenIds { current: self.sb.current, bitmap: self.sb.bitmap, history: self.sb.history }
@@ -119,6 +128,9 @@ pub(crate) struct Volume {
     pub size: Sectors,
     /// The data generation that was last shown to applications.
     pub exposed: GenId,
+    /// This Primary lost its disk and goes on with the peer's: the old disk misses writes, whatever its identifiers say
+    /// before the peer has made a new generation.
+    pub behind: bool,
     pub peer: PeerSide,
     pub open_count: u32,
     /// Started application writes.
@@ -181,6 +193,7 @@ impl Volume {
             disk: None,
             size: Sectors(0),
             exposed: GenId::UNSET,
+            behind: false,
             peer: PeerSide::default(),
             open_count: 0,
             active: RangeMap::default(),

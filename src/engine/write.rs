@@ -22,7 +22,7 @@ use crate::wire::digest::Digest;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::resync::BlockDesc;
-use crate::wire::state::ConnState;
+use crate::wire::state::{ConnState, DiskState};
 
 impl Engine {
     /// Ranges became free: starts the writes that waited for them, in their order.
@@ -166,8 +166,11 @@ impl Engine {
                 self.send_out_of_sync(v, range);
             }
         }
+        let own_counts = local && state.disk == DiskState::UpToDate;
         let ack = match self.conn.protocol() {
             _ if !remote => AckDue::None,
+            ReplProtocol::A | ReplProtocol::B if !own_counts && self.conn.version >= 100 => AckDue::Write,
+            ReplProtocol::A | ReplProtocol::B if !own_counts => AckDue::Barrier,
             ReplProtocol::A => AckDue::None,
             ReplProtocol::B => AckDue::Receive,
             ReplProtocol::C => AckDue::Write,
@@ -213,7 +216,7 @@ impl Engine {
     pub(crate) fn send_write(&mut self, key: u64, state: &crate::engine::state::VolumeState) {
         self.send_due_barrier();
         let Some(request) = self.requests.get(key) else { return };
-        let (v, range, kind) = (request.volume, request.range, request.kind);
+        let (v, range, kind, ack) = (request.volume, request.range, request.kind, request.ack);
         let epoch = self.epochs.add(key);
         let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
         let flags = self.conn.version >= 95;
@@ -223,7 +226,7 @@ impl Engine {
         if ack_flags {
             dp = dp
                 .with_if(DpFlags::SEND_RECEIVE_ACK, protocol == ReplProtocol::B)
-                .with_if(DpFlags::SEND_WRITE_ACK, protocol == ReplProtocol::C || resync);
+                .with_if(DpFlags::SEND_WRITE_ACK, ack == AckDue::Write || resync);
         }
         let zero_data = self.sends_zero_data(kind);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
@@ -259,10 +262,10 @@ impl Engine {
             }
         };
         self.send_data(v, packet);
-        if let Some(request) = self.requests.get(key)
-            && request.ack == AckDue::None
-        {
-            self.conn.await_sent(key);
+        match ack {
+            AckDue::None => self.conn.await_sent(key),
+            AckDue::Barrier => self.epochs.close(),
+            AckDue::Receive | AckDue::Write => {}
         }
         if self.epochs.open_writes() >= self.conn.opts.as_ref().map_or(2048, |o| o.max_epoch_size as usize) {
             self.epochs.close();
@@ -324,6 +327,7 @@ impl Engine {
                 if !self.faulty(Fault::LocalErrorUnmarked) {
                     self.set_bits(v, range);
                 }
+                self.source_failed(v, range);
                 // A discard that the device refuses is this request's failure, not the disk's.
                 if !(matches!(kind, Kind::Discard | Kind::Zeroes { .. }) && failure.unsupported) {
                     self.log_error(
@@ -331,6 +335,10 @@ impl Engine {
                         format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
                     );
                     self.on_io_error(v);
+                    let still_good = self.state(v).disk == DiskState::UpToDate;
+                    if let Some(request) = self.requests.get_mut(key) {
+                        request.stale_here = still_good;
+                    }
                 }
             }
         }
@@ -338,7 +346,8 @@ impl Engine {
         self.wake_resync_reads(v);
     }
 
-    /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is.
+    /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is. It
+    /// succeeded if it is on a disk that is UpToDate.
     pub(crate) fn progress(&mut self, key: u64) {
         let (hasty, blind) = (self.faulty(Fault::AckBeforePeer), self.faulty(Fault::LocalErrorIsSuccess));
         let Some(request) = self.requests.get_mut(key) else { return };
@@ -348,9 +357,25 @@ impl Engine {
         }
         let (v, range) = (request.volume, request.range);
         if !request.done {
+            let Some(vol) = self.volumes.get_mut(&v) else { return };
+            let own_counts = request.local == Side::Ok && vol.state.disk == DiskState::UpToDate;
+            if !own_counts
+                && request.net == Side::Ok
+                && !request.confirmed
+                && !request.retired
+                && self.conn.link.is_some()
+            {
+                // It was meant as the second copy, and is the only one: now the peer has to say that it is written.
+                request.net = Side::Pending;
+                request.ack = AckDue::Barrier;
+                vol.counters.pending += 1;
+                self.epochs.close();
+                return;
+            }
             request.done = true;
-            let ok = request.local == Side::Ok
-                || request.net == Side::Ok
+            // A copy counts where a resync will not replace it.
+            let ok = own_counts
+                || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
                 || (blind && request.local == Side::Failed && request.net == Side::Unused);
             let epoch = request.epoch;
             request.data = None;

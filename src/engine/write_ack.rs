@@ -20,6 +20,7 @@ impl Engine {
                 // Protocol A and B: the write may be long completed; its blocks are marked all the same.
                 if let Some(range) = SectorRange::from_bytes(ack.sector, u64::from(ack.blksize)) {
                     self.set_bits(v, range);
+                    self.source_failed(v, range);
                 }
                 return;
             }
@@ -30,17 +31,20 @@ impl Engine {
             return self.peer_error(name, format!("acknowledges {} bytes of {}", ack.blksize, request.range.bytes()));
         }
         let was_pending = request.net == Side::Pending;
+        let still_pending = how == AckKind::Received && matches!(request.ack, AckDue::Write | AckDue::Barrier);
         let Some(request) = self.requests.get_mut(key) else { return };
         match how {
-            AckKind::Received if request.ack == AckDue::Write => {}
+            AckKind::Received if still_pending => {}
             AckKind::Received | AckKind::Written if request.net == Side::Failed => {}
             AckKind::Received => request.net = Side::Ok,
             AckKind::Written => {
                 request.net = Side::Ok;
+                request.confirmed = true;
                 request.sync_due = false;
             }
             AckKind::InSync => {
                 request.net = Side::Ok;
+                request.confirmed = true;
                 request.set_in_sync = true;
                 request.sync_due = false;
             }
@@ -56,8 +60,12 @@ impl Engine {
             if !self.faulty(Fault::PeerErrorUnmarked) {
                 self.set_bits(v, range);
             }
+            self.source_failed(v, range);
         }
-        if was_pending && let Some(vol) = self.volumes.get_mut(&v) {
+        if was_pending
+            && !still_pending
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
         }
         self.progress(key);
@@ -69,14 +77,13 @@ impl Engine {
             Ok(members) => members,
             Err(error) => return self.peer_error("P_BARRIER_ACK", error.to_string()),
         };
-        if let Some(waiting) = members.iter().find(|k| self.requests.get(**k).is_some_and(|r| r.net == Side::Pending)) {
-            let ack = self.requests.get(*waiting).map(|r| r.ack);
-            if ack != Some(AckDue::None) {
-                return self.peer_error(
-                    "P_BARRIER_ACK",
-                    format!("#{barrier} came before the acknowledgement of a write in it"),
-                );
-            }
+        let answer_missing = |key: &u64| {
+            let request = self.requests.get(*key).filter(|r| r.net == Side::Pending);
+            request.is_some_and(|r| matches!(r.ack, AckDue::Receive | AckDue::Write))
+        };
+        if members.iter().any(answer_missing) {
+            return self
+                .peer_error("P_BARRIER_ACK", format!("#{barrier} came before the acknowledgement of a write in it"));
         }
         for key in members {
             if let Some(request) = self.requests.get_mut(key) {
@@ -84,6 +91,9 @@ impl Engine {
                 request.sync_due = false;
                 if request.net == Side::Pending {
                     request.net = Side::Ok;
+                    if let Some(vol) = self.volumes.get_mut(&request.volume) {
+                        vol.counters.pending = vol.counters.pending.saturating_sub(1);
+                    }
                 }
             }
             self.progress(key);

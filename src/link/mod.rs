@@ -232,6 +232,18 @@ impl<S: Sink, B: Buffers> Link<S, B> {
         Flushed { link: session.nr, data: session.channel(Socket::Data).flush(), meta }
     }
 
+    /// The report of a mistaken driver: all that is queued on the data socket counts as taken.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn claim_all_sent(&self, flushed: Flushed) -> Flushed {
+        match self.shared.session() {
+            Some(session) if flushed.data.is_some() || session.channel(Socket::Data).queued_bytes() > 0 => {
+                Flushed { link: session.nr, data: Some(session.channel(Socket::Data).queued_packets()), ..flushed }
+            }
+            _ => flushed,
+        }
+    }
+
     /// Bytes queued on this socket and not taken by the TCP stack.
     #[must_use]
     pub fn queued_bytes(&self, socket: Socket) -> u64 {

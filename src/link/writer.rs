@@ -165,6 +165,13 @@ impl Channel {
         outbox.queued_bytes - outbox.written_bytes
     }
 
+    /// Packets queued since the link came up.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn queued_packets(&self) -> u64 {
+        let outbox = self.outbox.borrow();
+        outbox.written_packets + outbox.ends.len() as u64
+    }
+
     /// Writes what is queued until the socket is full. The number of packets that the TCP stack has taken completely since
     /// the link came up, if it has grown. What is left, and errors, are the business of [`Self::run`].
     pub(super) fn flush(&self) -> Option<u64> {

@@ -423,6 +423,17 @@ mod tests {
 
     /// Backing bytes, ring, and the expected md_size and byte offsets and data size: metadata.md 3.2, measured.
     #[test]
+    fn positions_are_absolute_and_striped() {
+        let layout =
+            Layout::new(MetaKind::Internal, stripes(3, 4), DeviceSizes::one(Sectors(1_048_576))).expect("fits");
+        let offsets = [108, 109, 110, 111].map(|tr_number| layout.al_block_byte(tr_number));
+        assert_eq!(offsets, [0, 4, 8, 1].map(|block| 536_817_664 + block * 4096));
+        assert_eq!(layout.al_block_byte(1), 536_817_664 + 4 * 4096);
+        assert_eq!(layout.superblock_byte(), 536_866_816);
+        assert_eq!([0, 3, 4].map(|page| layout.bm_page_byte(page)), [Some(536_801_280), Some(536_813_568), None]);
+    }
+
+    #[test]
     fn internal_matches_the_measured_table() {
         let default = AlStripes::DEFAULT;
         for (bytes, al, md_size, sb, al_at, bm, data) in [

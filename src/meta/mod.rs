@@ -5,7 +5,7 @@
 //! the time. Spec: metadata.md.
 //!
 //! * Formats: [`layout`], [`superblock`], [`al_transaction`], [`bitmap`], [`text`].
-//! * For an attached node: [`write`] (exact bytes and positions), [`recover`] (what the activity log says).
+//! * For an attached node: [`recover`] (what the activity log says).
 //! * For an unattached device: [`offline`], [`create`], [`probe`], [`relocate`] over [`store`].
 
 pub mod al_transaction;
@@ -22,10 +22,8 @@ pub mod superblock;
 #[cfg(test)]
 mod tests;
 pub mod text;
-pub mod write;
 
 pub use al_transaction::{AlBlock, AlBlockError, AlTransaction};
-pub use bitmap::Bitmap;
 pub use error::MetaError;
 pub use layout::{AlStripes, DeviceSizes, Layout, LayoutError, MetaKind};
 pub use offline::{AttachBits, AttachMeta, OpenMeta, Place};
@@ -33,4 +31,3 @@ pub use probe::{Finding, Verdict};
 pub use recover::RingState;
 pub use store::{MemIo, MetaIo};
 pub use superblock::{Block, MdFlags, Superblock, SuperblockError, Unverified};
-pub use write::MetaWrite;

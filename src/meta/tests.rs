@@ -11,6 +11,7 @@ use super::store::read_block;
 use super::text::dump::DumpHeader;
 use super::text::restore::Dump;
 use super::*;
+use crate::engine::dirty::{Bitmap, PageNr};
 use crate::units::{AlExtent, AlSlot, GenId, Sectors};
 
 const MIB: u64 = 1 << 20;
@@ -87,32 +88,32 @@ fn crashed() -> MemIo {
         };
         // Only updates are replayed into one set: the contexts say what the updates said.
         let context = [0, 1, 40].into_iter().take(usize::from(slot.0)).map(|extent| Some(AlExtent(extent))).collect();
-        let write = MetaWrite::al_transaction(&layout, &AlTransaction { context, ..transaction });
-        io.write_at(write.offset, &*write.block).expect("inside");
+        let block = AlTransaction { context, ..transaction }.encode();
+        io.write_at(layout.al_block_byte(tr_number), &block).expect("inside");
     }
     let mut superblock = Superblock { effective_size: layout.data_size, current: GenId(9), ..superblock };
     superblock.flags = MdFlags::CONSISTENT | MdFlags::PRIMARY_IND;
     superblock.set_unclean();
-    let mut bitmap = Bitmap::new(layout.data_size.bm_bits());
-    bitmap.set(5..10);
-    bitmap.set(60_000..61_000);
+    let mut bitmap = Bitmap::new(layout.data_size.bm_bits()).expect("small");
+    bitmap.set_range(5..10);
+    bitmap.set_range(60_000..61_000);
     store(&mut io, &layout, &bitmap);
     write_superblock(&mut io, &layout, &superblock).expect("memory");
     io
 }
 
 fn store(io: &mut dyn MetaIo, layout: &Layout, bitmap: &Bitmap) {
-    for page in 0..bitmap.pages() {
-        let write = MetaWrite::bitmap_page(layout, bitmap, page).expect("inside");
-        io.write_at(write.offset, &*write.block).expect("inside");
+    for page in 0..bitmap.page_count() {
+        let offset = layout.bm_page_byte(u64::from(page)).expect("inside");
+        io.write_at(offset, &*bitmap.page_bytes(PageNr(page)).expect("a page")).expect("inside");
     }
 }
 
 fn load(io: &mut dyn MetaIo, meta: &OpenMeta) -> Bitmap {
-    let mut bitmap = Bitmap::new(meta.superblock.effective_size.bm_bits());
-    for page in 0..meta.pages_used() {
-        let offset = meta.layout.bm_page_byte(page).expect("inside");
-        bitmap.load_page(page, &read_block(io, offset).expect("inside"));
+    let mut bitmap = Bitmap::new(meta.superblock.effective_size.bm_bits()).expect("small");
+    for page in 0..bitmap.page_count() {
+        let offset = meta.layout.bm_page_byte(u64::from(page)).expect("inside");
+        bitmap.load_page(PageNr(page), &read_block(io, offset).expect("inside"));
     }
     bitmap
 }
@@ -147,12 +148,12 @@ fn a_crash_while_the_log_is_applied_loses_no_bit() {
         |mut after, what| {
             let attach = read_for_attach(&mut after, Place::INTERNAL).expect(what);
             let (meta, _) = apply_al(&mut after, Place::INTERNAL).expect(what);
-            assert_eq!(load(&mut after, &meta), expected, "{what}");
+            assert_eq!(load(&mut after, &meta).words(), expected.words(), "{what}");
             assert!(meta.superblock.is_clean());
             // An attach that replays itself finds the same.
             let mut bitmap = load(&mut after, &meta);
             for extent in attach.hot {
-                assert_eq!(bitmap.set(bitmap::bits_of_extent(extent)), 0, "{what}");
+                assert_eq!(bitmap.set_range(bitmap::bits_of_extent(extent)), 0, "{what}");
             }
         },
     );
@@ -175,7 +176,9 @@ fn a_crash_while_metadata_is_replaced_leaves_none_or_whole_one() {
     let check = |mut after: MemIo, what: &str| match open(&mut after, Place::INTERNAL) {
         Err(MetaError::NoMetadata(_)) => {}
         Err(error) => panic!("{what}: {error}"),
-        Ok(meta) if meta.superblock.current == GenId(9) => assert_eq!(load(&mut after, &meta), old_bitmap, "{what}"),
+        Ok(meta) if meta.superblock.current == GenId(9) => {
+            assert_eq!(load(&mut after, &meta).words(), old_bitmap.words(), "{what}");
+        }
         Ok(meta) if meta.superblock.current == GenId(1) => assert_eq!(load(&mut after, &meta).count(), 300, "{what}"),
         Ok(meta) => assert_eq!(meta.superblock.current, GenId::JUST_CREATED),
     };
@@ -200,7 +203,7 @@ fn a_crash_while_metadata_moves_leaves_it_at_one_of_both_places() {
             let meta = open(&mut after, Place::INTERNAL)
                 .or_else(|_| open_at_old_size(&mut after, 300 * MIB))
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(load(&mut after, &meta), bitmap, "{what}");
+            assert_eq!(load(&mut after, &meta).words(), bitmap.words(), "{what}");
             assert_eq!(meta.scan_ring(&mut after).expect("readable"), ring, "{what}");
         },
     );

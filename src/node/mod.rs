@@ -14,6 +14,8 @@ mod client;
 mod shard;
 mod shard_thread;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod trace;
 mod view;

@@ -93,6 +93,9 @@ pub struct Core {
     view: Arc<View>,
     watcher: Watcher,
     trace: RefCell<Trace>,
+    /// What was logged, for a failed test.
+    #[cfg(any(test, feature = "sim"))]
+    logged: RefCell<VecDeque<String>>,
 }
 
 /// What a new [`Core`] is made of.
@@ -148,6 +151,8 @@ impl Core {
             view,
             watcher,
             trace: RefCell::default(),
+            #[cfg(any(test, feature = "sim"))]
+            logged: RefCell::default(),
         })
     }
 
@@ -217,6 +222,12 @@ impl Core {
     fn flush_link(&self) -> bool {
         let Some(link) = self.link.borrow().clone() else { return false };
         let flushed = link.flush();
+        #[cfg(any(test, feature = "sim"))]
+        let flushed = if self.ring.mistake() == Some(crate::disk::fault::Mistake::SentEarly) {
+            link.claim_all_sent(flushed)
+        } else {
+            flushed
+        };
         // Nothing depends on how much of the meta socket's queue is gone.
         let Some(packets) = flushed.data else { return false };
         self.event(Event::Sent { link: flushed.link, socket: Socket::Data, packets });
@@ -238,7 +249,12 @@ impl Core {
     fn carry_out(&self, action: Action) {
         match action {
             Action::Disk { op, volume, io } => match self.devices.borrow().get(&volume) {
-                Some(devices) => self.ring.submit(devices.translate(io), op.0),
+                Some(devices) => {
+                    let raw = devices.translate(io);
+                    #[cfg(any(test, feature = "sim"))]
+                    let raw = crate::disk::fault::mistaken(raw, self.ring.mistake());
+                    self.ring.submit(raw, op.0);
+                }
                 None => {
                     let text = format!("volume {volume} has no disk");
                     let result = Err(DiskFailure { text, unsupported: false });
@@ -306,6 +322,8 @@ impl Core {
 
     fn notice(&self, notice: &Notice) {
         let resource = self.name.as_str();
+        #[cfg(any(test, feature = "sim"))]
+        self.remember(notice);
         match notice {
             // The engine has put a line into the log, too.
             Notice::State { volume, old: _, new } => {
@@ -369,6 +387,11 @@ impl Core {
     /// The first configuration of the connection.
     pub fn set_link(&self, link: Rc<ResourceLink>) {
         *self.link.borrow_mut() = Some(link);
+    }
+
+    /// Takes the link out, for the end.
+    pub fn take_link(&self) -> Option<Rc<ResourceLink>> {
+        self.link.borrow_mut().take()
     }
 
     /// The role of a volume.
@@ -463,6 +486,30 @@ impl Core {
         }
         if any {
             self.batch_end();
+        }
+    }
+
+    /// The last lines of the log and the last events, for a failed test.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn story(&self) -> String {
+        let lines: Vec<String> = self.logged.borrow().iter().cloned().collect();
+        format!("{}\n  last events: {}", lines.join("\n"), self.last_events())
+    }
+
+    /// The generation that the clients of a volume have seen.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn exposed(&self, volume: VolumeNr) -> crate::units::GenId {
+        self.engine.borrow().exposed(volume)
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    fn remember(&self, notice: &Notice) {
+        if let Notice::Log { text, .. } = notice {
+            let mut logged = self.logged.borrow_mut();
+            if logged.len() == 100 {
+                logged.pop_front();
+            }
+            logged.push_back(format!("  {:>6} ms {text}", self.started.elapsed().as_millis()));
         }
     }
 

@@ -59,16 +59,60 @@ pub enum ShardEnd {
 }
 
 enum Message {
-    NewVolume { volume: VolumeNr, options: DiskOptions, answer: Answer },
-    DelVolume { volume: VolumeNr, answer: Answer },
-    Command { volume: VolumeNr, command: Command, answer: Answer },
-    Attach { spec: Box<AttachSpec>, answer: Answer },
-    Connect { link: Box<LinkConfig>, options: Box<NetOptions>, answer: Answer },
-    Configure { link: Box<LinkConfig>, options: Box<NetOptions>, answer: Answer },
-    EndSessions { volume: VolumeNr, reason: String, answer: Answer },
-    Status { answer: oneshot::Sender<ResourceStatus> },
-    Session { volume: VolumeNr, connection: Connection },
+    NewVolume {
+        volume: VolumeNr,
+        options: DiskOptions,
+        answer: Answer,
+    },
+    DelVolume {
+        volume: VolumeNr,
+        answer: Answer,
+    },
+    Command {
+        volume: VolumeNr,
+        command: Command,
+        answer: Answer,
+    },
+    Attach {
+        spec: Box<AttachSpec>,
+        answer: Answer,
+    },
+    Connect {
+        link: Box<LinkConfig>,
+        options: Box<NetOptions>,
+        answer: Answer,
+    },
+    Configure {
+        link: Box<LinkConfig>,
+        options: Box<NetOptions>,
+        answer: Answer,
+    },
+    EndSessions {
+        volume: VolumeNr,
+        reason: String,
+        answer: Answer,
+    },
+    Status {
+        answer: oneshot::Sender<ResourceStatus>,
+    },
+    Session {
+        volume: VolumeNr,
+        connection: Connection,
+    },
     Stop,
+    #[cfg(any(test, feature = "sim"))]
+    Crash,
+    #[cfg(any(test, feature = "sim"))]
+    Mistake(crate::disk::fault::Mistake),
+    #[cfg(any(test, feature = "sim"))]
+    Story {
+        answer: oneshot::Sender<String>,
+    },
+    #[cfg(any(test, feature = "sim"))]
+    Exposed {
+        volume: VolumeNr,
+        answer: oneshot::Sender<crate::units::GenId>,
+    },
 }
 
 /// The control side's handle to a resource's thread; cheap to clone.
@@ -196,6 +240,34 @@ impl Shard {
     pub fn stop(&self) {
         let _ = self.messages.send(Message::Stop);
     }
+
+    /// Ends the thread as if the process were killed: nothing is told to anybody, nothing is waited for.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn crash(&self) {
+        let _ = self.messages.send(Message::Crash);
+    }
+
+    /// Makes the drivers commit this mistake from now on.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn make_mistake(&self, mistake: crate::disk::fault::Mistake) {
+        let _ = self.messages.send(Message::Mistake(mistake));
+    }
+
+    /// The last log lines and events, for a failed test.
+    #[cfg(any(test, feature = "sim"))]
+    pub async fn story(&self) -> Option<String> {
+        let (answer, wait) = oneshot::channel();
+        self.messages.send(Message::Story { answer }).ok()?;
+        wait.await.ok()
+    }
+
+    /// The generation that the clients of a volume have seen.
+    #[cfg(any(test, feature = "sim"))]
+    pub async fn exposed(&self, volume: VolumeNr) -> Option<crate::units::GenId> {
+        let (answer, wait) = oneshot::channel();
+        self.messages.send(Message::Exposed { volume, answer }).ok()?;
+        wait.await.ok()
+    }
 }
 
 fn run(
@@ -228,7 +300,7 @@ fn run(
         spawn_local(serve_ring(Rc::clone(&core)));
         spawn_local(serve_timers(Rc::clone(&core)));
         spawn_local(serve_kicks(Rc::clone(&core)));
-        tokio::select! {
+        let end = tokio::select! {
             biased;
             text = poison.panicked() => {
                 let events = core.last_events();
@@ -236,7 +308,10 @@ fn run(
                 ShardEnd::Failed(text)
             }
             () = serve_messages(Rc::clone(&core), inbox) => ShardEnd::Stopped,
-        }
+        };
+        // The link delivers to the core that owns it: neither would go before the other.
+        drop(core.take_link());
+        end
     });
     // Drops the tasks and with them sockets, devices and at last the ring, which waits for what is in flight.
     drop(local);
@@ -341,6 +416,18 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
             }
             Message::Session { volume, connection } => serve_session(&core, volume, connection),
             Message::Stop => break,
+            #[cfg(any(test, feature = "sim"))]
+            Message::Crash => return,
+            #[cfg(any(test, feature = "sim"))]
+            Message::Mistake(mistake) => core.ring.make_mistake(Some(mistake)),
+            #[cfg(any(test, feature = "sim"))]
+            Message::Story { answer } => {
+                let _ = answer.send(core.story());
+            }
+            #[cfg(any(test, feature = "sim"))]
+            Message::Exposed { volume, answer } => {
+                let _ = answer.send(core.exposed(volume));
+            }
         }
     }
     let ended = async {

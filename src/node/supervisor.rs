@@ -60,6 +60,16 @@ fn on_panic(info: &PanicHookInfo<'_>) {
     let text = format!("{what}{place}");
     let thread = std::thread::current();
     tracing::error!(thread = thread.name().unwrap_or("?"), "internal error: {text}");
+    mark_this_thread(text);
+}
+
+/// For a test that keeps its own hook.
+#[cfg(test)]
+pub(super) fn mark_thread(info: &PanicHookInfo<'_>) {
+    mark_this_thread(info.to_string());
+}
+
+fn mark_this_thread(text: String) {
     // During the end of a thread its locals may be gone.
     let _ = POISON.try_with(|slot| {
         if let Ok(slot) = slot.try_borrow()

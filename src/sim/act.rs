@@ -208,6 +208,7 @@ impl World {
                     self.stats.split_brains += 1;
                     self.nodes[node].split_brain = true;
                 }
+                self.nodes[node].must_demote |= text.contains("I shall become SyncTarget, but I am primary");
                 self.nodes[node].unrelated |= text.starts_with("Unrelated data");
                 self.nodes[node].note(text);
             }
@@ -222,6 +223,9 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
+            self.nodes[node].unlimited_until = self.now + 200_000_000_000;
+        }
         let target = |conn| matches!(conn, ConnState::SyncTarget | ConnState::PausedSyncT);
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
         if !source(old.conn) && source(new.conn) {
@@ -254,6 +258,21 @@ impl World {
         if old.role != new.role {
             self.unchecked_all[volume] = true;
             self.model.new_era(self.tick, volume);
+        }
+        if new.conn == ConnState::ProtocolError {
+            let last: Vec<&str> = self.nodes[node].log.iter().rev().take(3).map(String::as_str).collect();
+            let why = last.iter().find(|line| line.contains("dropping the connection")).copied().unwrap_or_default();
+            // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it: starting
+            // over with a new connection is the safe way out, because nobody can tell old from new ones.
+            let crossed = ["P_BITMAP", "P_COMPRESSED_BITMAP", "P_SYNC_UUID"].iter().any(|name| why.starts_with(name));
+            if crossed && why.contains("not expected in state Connected") {
+                return self.coverage.count(Group::Fault, "resync given up while it began");
+            }
+            let why = why.to_owned();
+            self.fail(
+                Checker::Sanity,
+                format!("node {} takes the other engine's packets for illegal: {why}", ["A", "B"][node]),
+            );
         }
     }
 

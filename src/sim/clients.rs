@@ -82,9 +82,7 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.asked = Some((id, what));
         }
-        let life = self.nodes[node].life;
-        let pending =
-            Pending { node, life, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
+        let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
         self.pending.insert(id, pending);
         self.event(node, Event::Client { id, volume: nr(volume), request });
     }
@@ -108,11 +106,12 @@ impl World {
             answers.read = sectors.map(|(bytes, sector)| stamp::content(bytes, sector)).collect();
         }
         let mut sector = start;
+        let alone = self.primary(pending.volume) == Some(node);
         for piece in data {
             for bytes in piece.chunks(SECTOR) {
                 let content = stamp::content(bytes, sector);
                 let (began, now) = (pending.began, self.tick);
-                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict);
+                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict, alone);
                 if let Err(text) = checked {
                     return self.fail(Checker::Read, text);
                 }

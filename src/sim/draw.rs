@@ -34,7 +34,7 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         _ => Start::Skipped,
     };
     // Only a device of more extents than the smallest activity log has slots (67) makes the log forget some.
-    let base = rng.pick(&[36, 40, 44, 296, 312]) * MIB;
+    let base = rng.pick(&[36, 36, 40, 40, 44, 44, 296, 312]) * MIB;
     let uneven = rng.percent(10);
     let size = |rng: &mut Rng, base: u64| {
         let more = if uneven { rng.below(64) * 4096 } else { 0 };
@@ -55,6 +55,7 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
     }
     Params {
         seed,
+        dice: seed,
         nodes,
         volumes,
         start,

@@ -6,9 +6,11 @@
 //!
 //! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
 //! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
-//! promised), `check`; [`run`](mod@run).
+//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink). Apart from those: [`crash_states`], every power cut of recorded
+//! metadata writes.
 
 pub mod coverage;
+pub mod crash_states;
 pub mod device;
 pub mod draw;
 pub mod model;
@@ -18,6 +20,7 @@ pub mod plan;
 pub mod rng;
 pub mod run;
 pub mod scenario;
+pub mod shrink;
 pub mod stamp;
 pub mod trace;
 pub mod world;

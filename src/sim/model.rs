@@ -395,7 +395,8 @@ impl Model {
     }
 
     /// Whether a read of `node` that began at `began` and ends at `now` may have returned this. `strict`: the node's own disk
-    /// was good all the time; else the peer's promises do as well.
+    /// was good all the time; else the peer's promises do as well. `alone`: this node is the only Primary; where both are,
+    /// each goes on with a history of its own, and only promises are compared.
     ///
     /// # Errors
     /// Words about what is wrong.
@@ -409,6 +410,7 @@ impl Model {
         began: Tick,
         now: Tick,
         strict: bool,
+        alone: bool,
     ) -> Result<(), String> {
         let state = self.volumes[volume].state(sector);
         let mut found = self.matching(state, content);
@@ -426,7 +428,7 @@ impl Model {
             return fail("which a later acknowledged write replaced or which was never there");
         }
         let (era, era_start) = (self.volumes[volume].era, self.volumes[volume].era_start);
-        if found.len() > 1 || began < era_start || self.volumes[volume].is_untouched(sector) {
+        if found.len() > 1 || !alone || began < era_start || self.volumes[volume].is_untouched(sector) {
             return Ok(());
         }
         let id = found[0];
@@ -532,7 +534,20 @@ impl Model {
             .filter(|c| !self.replaced(state, c.write, node, NEVER))
             .map(|c| self.tell(Content::Write(c.write)))
             .collect();
-        if list.is_empty() { String::from("the initial contents") } else { list.join(" or ") }
+        if !list.is_empty() {
+            return list.join(" or ");
+        }
+        let all = state.candidates.iter().map(|c| {
+            let write = &self.writes[Self::at(c.write)];
+            format!(
+                "{} from {} to {} kept {:?}",
+                self.tell(Content::Write(c.write)),
+                write.invoked,
+                write.ended,
+                write.kept
+            )
+        });
+        format!("nothing: {}", all.collect::<Vec<_>>().join(", "))
     }
 }
 

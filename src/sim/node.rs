@@ -150,6 +150,12 @@ pub struct Node {
     pub queued: VecDeque<Event>,
     /// Actions of a call, while they are carried out.
     pub actions: Vec<Action>,
+    /// Largest `max-buffers` of this life.
+    pub max_buffers: u32,
+    /// Until then more requests than that may be under way.
+    pub unlimited_until: u64,
+    /// A resync needs this node to be Secondary.
+    pub must_demote: bool,
     /// The peer's data were found to have no common past.
     pub unrelated: bool,
     /// Attaches refused in this life.
@@ -183,6 +189,8 @@ impl Node {
             .collect();
         Self {
             engine: None,
+            max_buffers: params.net.max_buffers,
+            unlimited_until: 0,
             params,
             volumes,
             timers: BTreeMap::new(),
@@ -203,6 +211,7 @@ impl Node {
             queued: VecDeque::new(),
             actions: Vec::new(),
             unrelated: false,
+            must_demote: false,
             refused_attach: 0,
             split_brain: false,
         }

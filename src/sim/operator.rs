@@ -127,6 +127,11 @@ impl World {
     pub(super) fn command(&mut self, node: usize, volume: usize, order: Order, command: Command) -> CommandId {
         self.next_id += 1;
         let id = CommandId(self.next_id);
+        if !self.nodes[node].is_up() {
+            // It died over the command before.
+            return id;
+        }
+        self.trace.note(self.now, node, 23, id.0, || format!("vol {volume} command {}: {order:?}", id.0));
         self.nodes[node].commands.insert(id, (volume, order));
         self.event(node, Event::Command { id, volume: nr(volume), command });
         id
@@ -141,7 +146,7 @@ impl World {
             Err(CommandError::State(result)) => format!("{result:?}"),
             Err(CommandError::Code { code, .. }) => format!("error {code}"),
         };
-        self.trace.note(self.now, node, 22, id.0, || format!("vol {volume} {order:?}: {outcome}"));
+        self.trace.note(self.now, node, 22, id.0, || format!("vol {volume} command {} ends: {outcome}", id.0));
         let name = match order {
             Order::Primary { force: true } => "primary --force",
             Order::Primary { .. } => "primary",
@@ -240,6 +245,8 @@ impl World {
             Order::Net(max) => {
                 let net = &mut self.nodes[node].params.net;
                 (net.max_epoch_size, net.max_buffers) = (max, max);
+                self.nodes[node].max_buffers = max.max(self.nodes[node].max_buffers);
+                let net = &self.nodes[node].params.net;
                 Command::NetOptions(Box::new(net.clone()))
             }
             Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },
@@ -316,6 +323,11 @@ impl World {
             }
             if self.peace {
                 self.soothe(node);
+                if std::mem::take(&mut self.nodes[node].must_demote) {
+                    for volume in 0..self.differs.len() {
+                        self.order(node, volume, Order::Secondary { close: true });
+                    }
+                }
             }
         }
         for volume in 0..self.differs.len() {
@@ -329,6 +341,15 @@ impl World {
     /// Where DRBD leaves people alone: two Primaries that meet, or no good disk on either node.
     fn last_resort(&mut self) {
         self.rounds += 1;
+        // Blocks that could not be written wait for the next handshake: connected, no resync, and not good.
+        let stuck = (0..self.differs.len()).any(|volume| {
+            [A, B].iter().all(|n| self.nodes[*n].volumes[volume].seen.conn == ConnState::Connected)
+                && [A, B].iter().any(|n| self.nodes[*n].volumes[volume].seen.disk != DiskState::UpToDate)
+        });
+        if stuck && self.rounds.is_multiple_of(4) {
+            self.coverage.count(Group::Fault, "reconnected by hand");
+            self.order(1 - self.prefer, 0, Order::Disconnect { force: true });
+        }
         if !self.rounds.is_multiple_of(8) {
             return;
         }

@@ -53,6 +53,8 @@ pub enum Start {
 pub struct Params {
     /// The seed.
     pub seed: u64,
+    /// Seed of what is not in the schedule: delays, orders of completion, what a power cut keeps.
+    pub dice: u64,
     /// Both nodes.
     pub nodes: [NodeParams; 2],
     /// Size of each volume's data device on each node, bytes.
@@ -301,7 +303,14 @@ impl fmt::Display for Seconds {
 
 impl fmt::Display for Params {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}, start {:?}, faults until {} s", self.seed, self.start, Seconds(self.faults_until))?;
+        writeln!(
+            f,
+            "seed {}, dice {}, start {:?}, faults until {} s",
+            self.seed,
+            self.dice,
+            self.start,
+            Seconds(self.faults_until)
+        )?;
         writeln!(
             f,
             "network: {} us, {} % in pieces, skewed sockets {}, {} % of connects fail",

@@ -68,6 +68,7 @@ impl Scenario {
         };
         let params = Params {
             seed: 1,
+            dice: 1,
             nodes: [node.clone(), node],
             volumes: vec![[8 * MIB; 2]],
             start: Start::Skipped,
@@ -83,7 +84,7 @@ impl Scenario {
     /// Other dice: the order of what happens at the same time, delays, what a power cut takes.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
-        self.params.seed = seed;
+        (self.params.seed, self.params.dice) = (seed, seed);
         self
     }
 

@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::coverage::{Coverage, Group};
 use super::device::PAGE;
@@ -57,8 +58,6 @@ pub(super) enum Due {
     Connect,
     /// A step of the plan.
     Step(usize),
-    /// The time is up.
-    Nothing,
 }
 
 impl Due {
@@ -72,7 +71,7 @@ impl Due {
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
-            Self::Connect | Self::Step(_) | Self::Nothing => None,
+            Self::Connect | Self::Step(_) => None,
         }
     }
 }
@@ -139,7 +138,6 @@ impl Checker {
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub node: usize,
-    pub life: u64,
     pub volume: usize,
     pub began: Tick,
     pub what: Asked,
@@ -249,7 +247,7 @@ impl World {
     #[must_use]
     pub fn new(plan: &Plan, inject: Option<Fault>, lines: bool) -> Self {
         let params = plan.params.clone();
-        let seed = params.seed;
+        let seed = params.dice;
         let mut disks = Rng::stream(seed, 3);
         let sizes = |n: usize| params.volumes.iter().map(|size| size[n]).collect::<Vec<_>>();
         let nodes = [0, 1].map(|n| Node::new(params.nodes[n].clone(), &sizes(n), &mut disks));
@@ -349,6 +347,9 @@ impl World {
             }
             self.tick += 1;
             self.stats.events += 1;
+            if self.stats.events.is_multiple_of(64) {
+                self.check_memory();
+            }
             self.happen(due);
             return true;
         }
@@ -374,7 +375,7 @@ impl World {
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
                 self.play(step.what);
             }
-            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } | Due::Nothing => {}
+            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } => {}
         }
     }
 
@@ -436,7 +437,12 @@ impl World {
         let now = self.local(node);
         let mut actions = std::mem::take(&mut self.nodes[node].actions);
         let Some(engine) = self.nodes[node].engine.as_mut() else { return };
-        engine.handle(now, event, &mut actions);
+        let called = catch_unwind(AssertUnwindSafe(|| engine.handle(now, event, &mut actions)));
+        if let Err(panic) = called {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            return self.fail(Checker::Sanity, format!("an engine panicked: {}", text.unwrap_or_default()));
+        }
         let life = self.nodes[node].life;
         for action in actions.drain(..) {
             // The process may have died between two actions.

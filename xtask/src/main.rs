@@ -4,6 +4,7 @@
 
 mod lab_command;
 mod packages;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -25,6 +26,13 @@ enum Command {
     /// The kernel lab: boots real kernels to test against
     #[command(subcommand)]
     Lab(lab_command::LabCommand),
+    /// The simulator: every fault, from one seed, on the real engine; `sim --help` lists what it can do
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// For the simulator's tool
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
     Tidy {
         /// Shrink the list of long files to what is there
@@ -39,6 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     match Command::parse() {
         Command::Test { no_install, filter } => test::run(!no_install, &filter),
+        Command::Sim { args } => sim::run(&args),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
             eprintln!("lab: {err}");
             ExitCode::from(2)

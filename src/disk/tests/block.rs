@@ -94,6 +94,29 @@ fn a_block_device_transfers_discards_and_zeroes() {
 }
 
 #[test]
+fn a_discard_beside_the_granules_zeroes() {
+    let device = loop_or_skip!(8 << 20, 512);
+    with_rings(16, 4 * MIB, async |ring| {
+        let dev = BackingDevice::open(&device.path, &OpenOptions::default()).unwrap();
+        let Some(limits) = dev.geometry().discard else { return };
+        let unit = usize::try_from(limits.granularity_bytes).unwrap();
+        if unit * 4 > MIB {
+            return;
+        }
+        let data = pattern(5, MIB);
+        // Head, granules and tail; a head only; less than a granule.
+        for (start, len) in [(512, 3 * unit), (unit - 512, 1024), (512, 512)] {
+            write(&ring, &dev, 0, data.clone()).await;
+            let (offset, bytes) = (start as u64, len as u64);
+            run(&ring, DiskOp::Discard { dev: dev.clone(), offset, len: bytes }).await.result.unwrap();
+            let now = read(&ring, &dev, 0, MIB).await;
+            assert!(now[..start] == data[..start] && now[start + len..] == data[start + len..], "{start}+{len}");
+            assert!(now[start..start + len].iter().all(|&b| b == 0), "{start}+{len}");
+        }
+    });
+}
+
+#[test]
 fn a_device_with_4k_blocks_refuses_smaller_ones() {
     let device = loop_or_skip!(8 << 20, 4096);
     with_rings(16, 4 * MIB, async |ring| {

@@ -63,11 +63,26 @@ pub fn plan_cluster_wide(old: &VolumeState, change: &StateChange, ctx: &StateCon
 
 fn plan_transition(old: &VolumeState, change: &StateChange, ctx: &StateContext) -> Result<PlannedChange, R> {
     let (new, warning) = sanitize(old, &change.apply(*old), ctx);
+    if is_made_good(old, &new, change) {
+        let outdates = matches!(change.disk, Some(D::Outdated | D::Consistent));
+        return Err(if outdates { R::LowerThanOutdated } else { R::NoUpToDateDisk });
+    }
     let planned = PlannedChange { new, warning, nothing: new == *old };
     if !planned.nothing {
         check_transition(old, &new)?;
     }
     Ok(planned)
+}
+
+/// Whether a disk that is not good becomes so only because the rest of the state implies it (a connected disk is not
+/// Outdated, that of a source is good): nothing but the end of a resync or an order that says so may do that.
+fn is_made_good(old: &VolumeState, new: &VolumeState, change: &StateChange) -> bool {
+    match old.disk {
+        D::Inconsistent => new.disk > D::Inconsistent && change.disk != Some(D::UpToDate),
+        // Without a connection it becomes what was found at attach.
+        D::Negotiating => new.disk == D::UpToDate && new.conn >= C::Connected && change.disk.is_none(),
+        _ => false,
+    }
 }
 
 /// Whether the step itself is possible; applies to facts too. No change of the connection state is no error.

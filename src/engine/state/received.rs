@@ -70,6 +70,11 @@ pub fn read_peer_state(os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext
             return if ctx.only_failed_bits_left { Received::FinishResync } else { Received::Ignore };
         }
     }
+    let is_source = matches!(os.conn, C::SyncSource | C::PausedSyncS);
+    if is_source && pdsk == D::Inconsistent && ps.conn == C::Connected && ctx.only_failed_bits_left {
+        // It ended with failed blocks.
+        return Received::FinishResync;
+    }
     let both_good = os.disk == D::UpToDate && pdsk == D::UpToDate;
     if os.conn == C::VerifyT && both_good && ps.conn == C::Connected {
         return Received::FinishVerify;
@@ -173,6 +178,18 @@ mod tests {
         assert_eq!(read_peer_state(&os, &done, &left), Received::Ignore);
         let early = state(C::WfBitMapT, D::UpToDate, D::UpToDate);
         assert_eq!(view(&os, &early, &CTX).pdsk, D::Inconsistent);
+    }
+
+    #[test]
+    fn the_target_ends_a_resync_with_failed_blocks() {
+        let done = state(C::Connected, D::Inconsistent, D::UpToDate);
+        for conn in [C::SyncSource, C::PausedSyncS] {
+            let os = state(conn, D::UpToDate, D::Inconsistent);
+            assert_eq!(read_peer_state(&os, &done, &CTX), Received::FinishResync);
+            // It may also be a state from before the resync.
+            let left = ReceivedContext { only_failed_bits_left: false, ..CTX };
+            assert_eq!(view(&os, &done, &left).conn, conn);
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Two engines back to back: the handshake, writes under every protocol, cuts, crashes and resyncs.
 
+mod bad_disks;
 mod bitmaps;
 mod crash;
+mod lost_link;
 mod pair;
 mod regressions;
 mod storm;

@@ -286,7 +286,7 @@ fn s39_the_survivor_is_the_one_with_the_newer_generation() {
         } else {
             s.one_way_cut(A);
             s.a().start_write(128, 8);
-            s.events(30 + k);
+            s.wait(20);
             s.a().crash();
             s.b().crash();
             s.heal();

@@ -142,22 +142,3 @@ fn s38_a_command_does_not_wait_for_a_peer_that_left() {
         s.same_data();
     });
 }
-
-/// Packets that wait behind a question of the last link go out on the next one.
-#[test]
-fn s38_nothing_is_held_back_for_a_link_that_is_gone() {
-    regression(0..30, &[Fault::HoldSurvivesLink], |k, scenario| {
-        let mut s = primary(scenario);
-        for n in 0..4 {
-            s.a().write(n * 64, 8);
-        }
-        // B makes a new generation when the Primary has no disk any more, and does not tell before it is durable.
-        s.b().stall(300);
-        s.a().start_order(Order::Detach { force: false });
-        s.packets(k);
-        s.reset();
-        s.wait(3000);
-        s.recover();
-        s.same_data();
-    });
-}

@@ -289,3 +289,24 @@ fn observed_commands() {
     assert_eq!(soft(&up, leave, &fencing), Err(R::PrimaryNop));
     assert!(soft(&up, leave.pdsk(D::Outdated), &fencing).is_ok());
 }
+
+#[test]
+fn no_order_makes_inconsistent_data_good_by_the_way() {
+    let ctx = net();
+    let blank = secondary(C::Connected, D::Inconsistent, D::Inconsistent);
+    let attaching = secondary(C::Connected, D::Negotiating, D::UpToDate);
+    for mode in [ChangeMode::Soft, ChangeMode::Hard] {
+        let outdate = StateChange::NONE.disk(D::Outdated);
+        assert_eq!(plan(&blank, &outdate, mode, &ctx), Err(R::LowerThanOutdated));
+        assert_eq!(plan(&VolumeState { pdsk: D::UpToDate, ..blank }, &outdate, mode, &ctx), Err(R::LowerThanOutdated));
+        for conn in [C::StartingSyncS, C::WfBitMapS, C::VerifyS, C::VerifyT] {
+            for old in [&blank, &attaching] {
+                assert_eq!(plan(old, &StateChange::NONE.conn(conn), mode, &ctx), Err(R::NoUpToDateDisk), "{conn}");
+            }
+        }
+    }
+    let forced = StateChange::NONE.role(Role::Primary).disk(D::UpToDate);
+    assert_eq!(plan_cluster_wide(&blank, &forced, &ctx).map(|p| p.new.disk), Ok(D::UpToDate));
+    let settled = StateChange::NONE.disk(D::Outdated);
+    assert_eq!(plan(&attaching, &settled, ChangeMode::Hard, &ctx).map(|p| p.new.disk), Ok(D::UpToDate));
+}
