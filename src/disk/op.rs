@@ -298,7 +298,7 @@ impl Active {
         match &self.work {
             Work::Read { .. } => Effect::Read,
             Work::Write { data, fua, .. } => Effect::Write { offset, len, pieces: data.pieces(), fua: *fua },
-            Work::Discard | Work::Zero { .. } => Effect::Write { offset, len, pieces: &[], fua: false },
+            Work::Erase(_) => Effect::Write { offset, len, pieces: &[], fua: false },
             Work::Flush => Effect::Flush,
         }
     }
