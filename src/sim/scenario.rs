@@ -436,7 +436,8 @@ impl Story {
 
     /// Both disks are the same.
     pub fn same_data(&self) {
-        let differing: Vec<_> = self.world.differs.iter().map(|pages| pages.iter().take(8).collect::<Vec<_>>()).collect();
+        let differing: Vec<_> =
+            self.world.differs.iter().map(|pages| pages.iter().take(8).collect::<Vec<_>>()).collect();
         if differing.iter().any(|pages| !pages.is_empty()) {
             self.stop(&format!("blocks that differ, by volume: {differing:?}"));
         }
@@ -505,7 +506,10 @@ impl On<'_> {
         match asked {
             Some((id, Asked::Write(write))) if id.0 > before => (id, Some(write)),
             Some((id, _)) if id.0 > before => (id, None),
-            _ => self.story.stop(&format!("there is no client for {op:?}: Primary is {:?}", self.story.world.primary(self.volume))),
+            _ => self.story.stop(&format!(
+                "there is no client for {op:?}: Primary is {:?}",
+                self.story.world.primary(self.volume)
+            )),
         }
     }
 

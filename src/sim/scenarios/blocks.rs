@@ -100,7 +100,8 @@ fn s21_packets_may_arrive_in_any_pieces() {
 /// Peers of unequal size meet: the smaller one counts, to its last sector.
 #[test]
 fn s28_unequal_peers_use_the_smaller_size_to_its_last_sector() {
-    let sizes = [[8 * MIB, 8 * MIB + 4096], [8 * MIB + 65536, 8 * MIB], [132 * MIB, 128 * MIB], [128 * MIB, 136 * MIB + 4096]];
+    let sizes =
+        [[8 * MIB, 8 * MIB + 4096], [8 * MIB + 65536, 8 * MIB], [132 * MIB, 128 * MIB], [128 * MIB, 136 * MIB + 4096]];
     regression(0..4, &[], |k, scenario| {
         let size = turn(k, &sizes);
         let mut s = primary(scenario.external_meta().volumes(&[size]));

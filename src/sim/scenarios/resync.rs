@@ -143,7 +143,9 @@ fn s32_an_interrupted_full_sync_goes_on() {
             }
         }
         if !s.state(B, 0).contains("UpToDate/UpToDate") {
-            s.until("B is connected again", |s| s.state(B, 0).starts_with("Sync") || s.state(B, 0).starts_with("Connected"));
+            s.until("B is connected again", |s| {
+                s.state(B, 0).starts_with("Sync") || s.state(B, 0).starts_with("Connected")
+            });
             assert!(s.bits(B, 0) <= before.saturating_add(slack), "{} bits now, {before} then", s.bits(B, 0));
         }
         s.settle();

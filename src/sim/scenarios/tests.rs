@@ -1,51 +1,100 @@
-use super::super::scenario::Scenario;
-use super::super::world::{A,B};
+//! docs/scenarios.md against the tree: every S-number has its row, every test in it exists, and the seeded bugs in it are those that the
+//! stories inject.
+
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::engine::fault::Fault;
-use super::*;
-fn save(name: &str, k: u32, f: impl FnOnce(&mut Option<Story>)) {
-    let mut s = None;
-    let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(&mut s)));
-    if let Some(s) = s { std::fs::write(format!("/tmp/dbg_{name}_{k}_{}", r.is_err()), s.trace()).unwrap(); }
+
+const TABLE: &str = include_str!("../../../docs/scenarios.md");
+const STORIES: [&str; 6] = [
+    include_str!("activity_log.rs"),
+    include_str!("blocks.rs"),
+    include_str!("generations.rs"),
+    include_str!("liveness.rs"),
+    include_str!("resync.rs"),
+    include_str!("writes.rs"),
+];
+
+struct Row {
+    nr: u32,
+    tests: Vec<String>,
+    bugs: BTreeSet<String>,
+    waits: String,
 }
-#[test]
-fn dbg_s12() {
-    for k in [9, 15, 21] {
-    save("s12", k, |o| {
-        *o = Some(primary(Scenario::new().seed(1+u64::from(k)).inject(Some(Fault::EpochsNotReset)).nodes(|n| n.net.max_epoch_size = 2).node(B, |n| n.disk_ns = 5_000_000)));
-        let s = o.as_mut().unwrap();
-        for n in 0..12 {
-            s.a().start_write(n * 16, 8);
-        }
-        s.packets(k);
-        s.reset();
-        for n in 12..18 {
-            s.a().start_write(n * 16, 8);
-        }
-        s.a().becomes("WF");
-        s.a().meets();
-        for n in 18..24 {
-            s.a().start_write(n * 16, 8);
-        }
-        s.settle();
-        s.a().flush();
-    }); }
+
+/// The words in backquotes.
+fn quoted(cell: &str) -> impl Iterator<Item = String> + '_ {
+    cell.split('`').skip(1).step_by(2).map(ToOwned::to_owned)
 }
+
+fn rows() -> Vec<Row> {
+    let rows = TABLE.lines().filter(|line| line.starts_with("| S") && !line.starts_with("| S |"));
+    rows.map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [nr, _, tests, bugs, waits] = cells[..] else { panic!("five columns: {line}") };
+        Row {
+            nr: nr[1..].parse().unwrap(),
+            tests: quoted(tests).collect(),
+            bugs: quoted(bugs).collect(),
+            waits: waits.to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Every story by its name, with the names of the bugs that it injects.
+fn stories() -> BTreeMap<String, BTreeSet<String>> {
+    let tests = STORIES.iter().flat_map(|file| file.split("#[test]\nfn ").skip(1));
+    tests
+        .map(|text| {
+            let name = text.split('(').next().unwrap().to_owned();
+            let bug = |rest: &str| {
+                let variant = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap();
+                let found = Fault::ALL.iter().find(|fault| format!("{fault:?}") == variant);
+                found.unwrap_or_else(|| panic!("{variant} is no fault")).name().to_owned()
+            };
+            // Not those of the disks.
+            let text = text.replace("DiskFault::", "");
+            let bugs = text.split("Fault::").skip(1).map(bug).collect();
+            (name, bugs)
+        })
+        .collect()
+}
+
 #[test]
-fn dbg_s32() {
-    save("s32", 0, |o| {
-        *o = Some(Scenario::new().inject(Some(Fault::ClearedPageWithoutFlush)).external_meta().rate(2).fresh());
-        let s = o.as_mut().unwrap();
-    s.cut();
-    s.a().becomes("WFConnection");
-    s.a().force();
-    for n in 0..6 {
-        s.a().write(n * 2048, 512);
+fn every_story_has_one_row_with_a_test_or_what_it_waits_for() {
+    let rows = rows();
+    assert_eq!(rows.iter().map(|row| row.nr).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
+    for row in rows {
+        assert!(!row.tests.is_empty() || !row.waits.is_empty(), "S{} has neither a test nor a reason", row.nr);
     }
-    s.heal();
-    s.a().becomes("SyncSource");
-    s.wait(2900);
-    s.b().power_cut();
-    s.b().restart();
-    s.settle();
-    });
+}
+
+#[test]
+fn every_test_in_the_table_exists() {
+    let root = xtask::tidy::root();
+    let mut tree = String::new();
+    for path in xtask::tidy::files(&root).unwrap() {
+        if path.extension().is_some_and(|ext| ext == "rs") {
+            tree.push_str(&std::fs::read_to_string(root.join(path)).unwrap());
+        }
+    }
+    for row in rows() {
+        for test in row.tests {
+            assert!(tree.contains(&format!("fn {test}(")), "S{}: there is no test {test}", row.nr);
+        }
+    }
+}
+
+#[test]
+fn every_story_is_in_its_row_with_the_bugs_that_it_notices() {
+    let stories = stories();
+    for row in rows() {
+        let mine: Vec<_> = stories.iter().filter(|(name, _)| name.starts_with(&format!("s{:02}_", row.nr))).collect();
+        for (name, _) in &mine {
+            assert!(row.tests.contains(name), "S{}: {name} is not in the table", row.nr);
+        }
+        let bugs: BTreeSet<String> = mine.iter().flat_map(|(_, bugs)| (*bugs).clone()).collect();
+        assert_eq!(row.bugs, bugs, "S{}", row.nr);
+    }
 }

@@ -87,6 +87,7 @@ fn s12_epochs_begin_anew_with_every_link() {
         let mut writes = Vec::new();
         for n in 0..12 {
             writes.push(s.a().start_write(n * 16, 8));
+            s.events(2);
         }
         s.packets(k);
         s.reset();
@@ -99,7 +100,13 @@ fn s12_epochs_begin_anew_with_every_link() {
             writes.push(s.a().start_write(n * 16, 8));
         }
         s.settle();
+        for n in 24..28 {
+            writes.push(s.a().write(n * 16, 8));
+        }
         s.a().flush();
+        // Only when the peer has acknowledged every epoch.
+        s.a().demote();
+        s.settle();
         assert!(!s.trace().contains("ProtocolError"), "a packet was not understood");
         s.same_data();
         for write in writes {
