@@ -12,7 +12,7 @@ use crate::engine::options::OnIoError;
 #[test]
 fn s04_no_write_reaches_the_disk_before_its_slot_is_durable() {
     let bugs = [Fault::MetaErrorIgnored, Fault::WriteBeforeAl, Fault::AlTransactionSkipped, Fault::AlNotDurable];
-    regression(0..60, &bugs, |k, scenario| {
+    regression(60, &bugs, |k, scenario| {
         let scenario = scenario.volumes(&[[44 * MIB; 2]]);
         let mut s = primary(if k % 2 == 0 { scenario.external_meta() } else { scenario });
         let warm = u64::from(k / 2 % 4);
@@ -40,7 +40,7 @@ fn s04_no_write_reaches_the_disk_before_its_slot_is_durable() {
 /// More extents than the log has slots, alone: the bits of an extent that the log forgets are on the medium before.
 #[test]
 fn s04_the_bits_of_a_forgotten_extent_are_on_disk() {
-    regression(0..12, &[Fault::EvictionWithoutPages], |k, scenario| {
+    regression(12, &[Fault::EvictionWithoutPages], |k, scenario| {
         let scenario = scenario.volumes(&[[296 * MIB; 2]]).external_meta();
         let mut s = parted(scenario, 0);
         let mut writes = Vec::new();
@@ -63,7 +63,7 @@ fn s04_the_bits_of_a_forgotten_extent_are_on_disk() {
 /// sync is found.
 #[test]
 fn s05_the_log_is_replayed_from_any_position_of_its_ring() {
-    regression(0..40, &[Fault::AlTransactionSkipped], |k, scenario| {
+    regression(40, &[Fault::AlTransactionSkipped], |k, scenario| {
         let stripes = turn(k, &[(1, 8), (2, 4), (4, 8)]);
         let mut s = primary(scenario.volumes(&[[124 * MIB; 2]]).nodes(|n| n.al_stripes = stripes));
         let cold = u64::from(k / 2);
@@ -87,7 +87,7 @@ fn s05_the_log_is_replayed_from_any_position_of_its_ring() {
 #[test]
 fn s06_the_primary_indicator_outlives_the_peers_last_write() {
     let bugs = [Fault::PrimaryIndEarly];
-    regression(0..60, &bugs, |k, scenario| {
+    regression(60, &bugs, |k, scenario| {
         let scenario = scenario.protocol(turn(k, &super::PROTOCOLS));
         let mut s = primary(scenario);
         s.a().write(0, 8);
@@ -113,7 +113,7 @@ fn s06_the_primary_indicator_outlives_the_peers_last_write() {
 #[test]
 fn s06_a_second_crash_does_not_hide_the_first() {
     let bugs = [Fault::CrashedPrimaryEarly, Fault::CrashedPrimaryNotKept, Fault::CrashRuleIgnored];
-    regression(0..24, &bugs, |k, scenario| {
+    regression(24, &bugs, |k, scenario| {
         let mut s = primary(scenario);
         s.a().write(0, 8);
         s.one_way_cut(A);
@@ -136,7 +136,7 @@ fn s06_a_second_crash_does_not_hide_the_first() {
 /// A local write fails and the disk is given up, with bits in memory: after the next attach they are still there.
 #[test]
 fn s07_a_bad_blocks_bit_outlives_the_disk() {
-    regression(0..12, &[Fault::LocalErrorUnmarked], |k, scenario| {
+    regression(12, &[Fault::LocalErrorUnmarked], |k, scenario| {
         let scenario = if k % 2 == 0 { scenario.external_meta() } else { scenario };
         let policy = turn(k / 6, &[OnIoError::Detach, OnIoError::PassOn]);
         let mut s = primary(scenario.protocol(turn(k, &super::PROTOCOLS)).on_io_error(policy));
@@ -163,7 +163,7 @@ fn s07_a_bad_blocks_bit_outlives_the_disk() {
 /// A disk with bits is detached by force and attached again, also after a crash: they are still there.
 #[test]
 fn s07_bits_outlive_a_detach() {
-    regression(0..4, &[], |k, scenario| {
+    regression(4, &[], |k, scenario| {
         let scenario = if k % 2 == 0 { scenario.external_meta() } else { scenario };
         let mut s = parted(scenario, 3);
         assert_eq!(s.bits(A, 0), 3);
@@ -186,7 +186,7 @@ fn s07_bits_outlive_a_detach() {
 /// What an acknowledged epoch left in the disk's cache is flushed before the disk is given up.
 #[test]
 fn s07_a_detach_leaves_nothing_in_the_cache() {
-    regression(0..24, &[Fault::DetachWithoutFlush], |k, scenario| {
+    regression(24, &[Fault::DetachWithoutFlush], |k, scenario| {
         let mut s = primary(scenario.external_meta().nodes(|n| n.relaxed = k % 2 == 0));
         for n in 0..6 {
             s.a().start_write(n * 16, 8);
@@ -211,7 +211,7 @@ fn s07_a_detach_leaves_nothing_in_the_cache() {
 #[test]
 fn s25_slots_are_shared_by_writes_that_wait_and_a_disk_that_goes() {
     let bugs = [Fault::AlWaitersNotWoken, Fault::AlReferencesSurvive];
-    regression(0..8, &bugs, |k, scenario| {
+    regression(8, &bugs, |k, scenario| {
         let mut s = primary(scenario.volumes(&[[296 * MIB; 2]]));
         if k % 2 == 1 {
             s.cut();

@@ -13,7 +13,7 @@ use crate::engine::options::OnIoError;
 #[test]
 fn s10_a_discard_leaves_the_same_on_both_nodes() {
     let kinds = [(true, true), (true, false), (false, false)];
-    regression(0..18, &[Fault::DiscardNotMirrored, Fault::BarrierMiscounted], |k, scenario| {
+    regression(18, &[Fault::DiscardNotMirrored, Fault::BarrierMiscounted], |k, scenario| {
         let (a, b) = (turn(k, &kinds), turn(k / 3, &kinds));
         let careful = k / 9 == 0;
         let scenario = scenario.node(A, |n| n.discard = a).node(B, |n| n.discard = b);
@@ -40,7 +40,7 @@ fn s10_a_discard_leaves_the_same_on_both_nodes() {
 /// Writes and reads that overlap at any sector, cut into packets of a few bytes: what is read is what was written there.
 #[test]
 fn s11_every_sector_is_found_where_it_was_written() {
-    regression(0..6, &[], |k, scenario| {
+    regression(6, &[], |k, scenario| {
         let mut s = primary(scenario.protocol(turn(k, &PROTOCOLS)));
         for n in 0..40 {
             let (start, count) = ((n * 29 + u64::from(k)) % 200, n % 23 + 1);
@@ -58,7 +58,7 @@ fn s11_every_sector_is_found_where_it_was_written() {
 /// A request that the engine carries out in several parts, of which one fails: the request has failed on that disk.
 #[test]
 fn s17_one_failed_part_is_a_failed_request() {
-    regression(0..8, &[Fault::LocalErrorUnmarked, Fault::PeerErrorUnmarked], |k, scenario| {
+    regression(8, &[Fault::LocalErrorUnmarked, Fault::PeerErrorUnmarked], |k, scenario| {
         let policy = turn(k / 4, &[OnIoError::Detach, OnIoError::PassOn]);
         let mut s = primary(scenario.on_io_error(policy).nodes(|n| n.discard = (true, false)));
         s.a().write(0, 256);
@@ -84,7 +84,7 @@ fn s17_one_failed_part_is_a_failed_request() {
 /// Every delivery brings a few bytes, cut anywhere, in every framing.
 #[test]
 fn s21_packets_may_arrive_in_any_pieces() {
-    regression(0..6, &[], |k, scenario| {
+    regression(6, &[], |k, scenario| {
         let mut s = super::parted(scenario.version(turn(k, &[101, 100, 97, 96])).fragments(), 32);
         s.heal();
         s.a().becomes("SyncSource");
@@ -102,7 +102,7 @@ fn s21_packets_may_arrive_in_any_pieces() {
 fn s28_unequal_peers_use_the_smaller_size_to_its_last_sector() {
     let sizes =
         [[8 * MIB, 8 * MIB + 4096], [8 * MIB + 65536, 8 * MIB], [132 * MIB, 128 * MIB], [128 * MIB, 136 * MIB + 4096]];
-    regression(0..4, &[], |k, scenario| {
+    regression(4, &[], |k, scenario| {
         let size = turn(k, &sizes);
         let mut s = primary(scenario.external_meta().volumes(&[size]));
         let sectors = size[A].min(size[B]) / 512;
@@ -118,7 +118,7 @@ fn s28_unequal_peers_use_the_smaller_size_to_its_last_sector() {
 /// A peer with a smaller disk than the device that is in use is refused: the device does not shrink under its client.
 #[test]
 fn s28_a_smaller_peer_does_not_truncate_the_device() {
-    regression(0..2, &[], |k, scenario| {
+    regression(2, &[], |k, scenario| {
         let mut s = scenario.external_meta().volumes(&[[12 * MIB, 8 * MIB]]).created();
         s.cut();
         s.a().restart();

@@ -11,7 +11,7 @@ use crate::wire::state::{ConnState, DiskState};
 /// A node connects without its disk, then attaches one that is old: it is judged as at a connect.
 #[test]
 fn s08_an_old_disk_is_judged_when_it_is_attached() {
-    regression(0..12, &[Fault::DegradedKeepsUuid], |k, scenario| {
+    regression(12, &[Fault::DegradedKeepsUuid], |k, scenario| {
         let mut s = parted(scenario, 4);
         s.b().detach();
         s.heal();
@@ -34,7 +34,7 @@ fn s08_an_old_disk_is_judged_when_it_is_attached() {
 /// The same with a disk that went on by itself: a split brain, found at the attach and resolved by nobody.
 #[test]
 fn s08_a_diverged_disk_is_refused_when_it_is_attached() {
-    regression(0..1, &[Fault::SplitBrainIgnored, Fault::PromotionKeepsUuid], |_, scenario| {
+    regression(1, &[Fault::SplitBrainIgnored, Fault::PromotionKeepsUuid], |_, scenario| {
         let mut s = parted(scenario, 4);
         s.b().promote();
         let theirs = s.b().write(512, 8);
@@ -54,7 +54,7 @@ fn s08_a_diverged_disk_is_refused_when_it_is_attached() {
 /// promoted again.
 #[test]
 fn s09_without_good_data_nothing_is_written() {
-    regression(0..24, &[Fault::PromotedInconsistent], |k, scenario| {
+    regression(24, &[Fault::PromotedInconsistent], |k, scenario| {
         let mut s = primary(scenario.rate(2));
         s.a().write(0, 512);
         s.a().write(14_000, 8);
@@ -81,7 +81,7 @@ fn s09_without_good_data_nothing_is_written() {
 #[test]
 fn s09_two_that_went_on_alone_are_a_split_brain() {
     let bugs = [Fault::DegradedKeepsUuid, Fault::PromotionKeepsUuid, Fault::SplitBrainIgnored];
-    regression(0..4, &bugs, |k, scenario| {
+    regression(4, &bugs, |k, scenario| {
         let mut s = primary(scenario);
         s.a().write(0, 8);
         s.cut();
@@ -113,7 +113,7 @@ fn s09_two_that_went_on_alone_are_a_split_brain() {
 /// Two Inconsistent nodes meet: no bit is forgotten, and what the forced one has goes over whole.
 #[test]
 fn s16_two_inconsistent_nodes_forget_no_bits() {
-    regression(0..4, &[], |k, scenario| {
+    regression(4, &[], |k, scenario| {
         let mut s = parted(scenario, 4);
         let late = s.a().write(2048, 8);
         s.a().demote();
@@ -180,7 +180,7 @@ fn divided(s: &mut Story, round: u64) -> [WriteId; 2] {
 /// disks are the survivor's, byte for byte.
 #[test]
 fn s20_a_resolution_leaves_the_survivors_data_on_both() {
-    regression(0..24, &[Fault::SplitBrainIgnored, Fault::BitmapReplaced], |k, scenario| {
+    regression(24, &[Fault::SplitBrainIgnored, Fault::BitmapReplaced], |k, scenario| {
         let mut s = primary(scenario.rate(4));
         s.a().write(0, 8);
         s.a().demote();
@@ -218,7 +218,7 @@ fn s20_a_resolution_leaves_the_survivors_data_on_both() {
 #[test]
 fn s24_a_diskless_primarys_writes_are_a_generation_that_its_old_disk_lacks() {
     let bugs = [Fault::DegradedKeepsUuid, Fault::PromotionKeepsUuid];
-    regression(0..6, &bugs, |k, scenario| {
+    regression(6, &bugs, |k, scenario| {
         let mut s = primary(scenario);
         s.a().write(0, 8);
         s.a().detach();
@@ -275,7 +275,7 @@ fn s24_a_diskless_primarys_writes_are_a_generation_that_its_old_disk_lacks() {
 /// After a blackout the nodes come back in any order and at any time: the copy that was Primary last survives, or nobody decides.
 #[test]
 fn s39_the_survivor_is_the_one_with_the_newer_generation() {
-    regression(0..16, &[Fault::CrashRuleIgnored], |k, scenario| {
+    regression(16, &[Fault::CrashRuleIgnored], |k, scenario| {
         let mut s = primary(scenario);
         s.a().write_fua(0, 8);
         let newest = if k % 2 == 0 {
@@ -306,7 +306,7 @@ fn s39_the_survivor_is_the_one_with_the_newer_generation() {
 /// Only the older copy comes back and goes on: when the newer one returns nobody decides which to throw away.
 #[test]
 fn s39_an_older_copy_that_went_on_is_not_chosen_by_itself() {
-    regression(0..2, &[Fault::SplitBrainIgnored, Fault::PromotionKeepsUuid], |k, scenario| {
+    regression(2, &[Fault::SplitBrainIgnored, Fault::PromotionKeepsUuid], |k, scenario| {
         let mut s = primary(scenario);
         s.a().write_fua(0, 8);
         s.b().crash();

@@ -12,7 +12,7 @@ use crate::engine::options::OnIoError;
 #[test]
 fn s15_an_acknowledgement_clears_no_newer_bit() {
     let bugs = [Fault::PartialBlockCleared];
-    regression(0..40, &bugs, |k, scenario| {
+    regression(40, &bugs, |k, scenario| {
         let mut s = resyncing(scenario.rate(2), 512);
         s.events(k * 4);
         for n in 0..16 {
@@ -31,7 +31,7 @@ fn s15_an_acknowledgement_clears_no_newer_bit() {
 /// The link was cut and nothing was written: the resync is over before it began, and a write comes in at any moment of it.
 #[test]
 fn s18_a_write_during_an_empty_resync_arrives() {
-    regression(0..60, &[Fault::OutOfSyncNotSent], |k, scenario| {
+    regression(60, &[Fault::OutOfSyncNotSent], |k, scenario| {
         let mut s = parted(scenario, 0);
         s.heal();
         s.a().meets();
@@ -48,7 +48,7 @@ fn s18_a_write_during_an_empty_resync_arrives() {
 #[test]
 fn s27_no_full_resync_when_the_end_is_disturbed() {
     let bugs = [Fault::SourceDoneEarly, Fault::TargetDoneEarly];
-    regression(0..60, &bugs, |k, scenario| {
+    regression(60, &bugs, |k, scenario| {
         let mut s = resyncing(scenario, 16);
         s.packets(k / 3);
         let limit = match k % 3 {
@@ -82,7 +82,7 @@ fn s27_no_full_resync_when_the_end_is_disturbed() {
 /// A block goes bad behind the resync's cursor: it is asked for again before the resync ends.
 #[test]
 fn s31_a_bit_set_behind_the_cursor_is_asked_for() {
-    regression(0..30, &[Fault::CursorNeverBack], |k, scenario| {
+    regression(30, &[Fault::CursorNeverBack], |k, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(1), 512);
         s.wait(60 + u64::from(k) * 30);
         s.b().fail(DiskFault::Write, 1);
@@ -100,7 +100,7 @@ fn s31_a_bit_set_behind_the_cursor_is_asked_for() {
 #[test]
 fn s32_an_interrupted_full_sync_goes_on() {
     let bugs = [Fault::ConsistentEarly, Fault::ClearedPageWithoutFlush];
-    regression(0..54, &bugs, |k, scenario| {
+    regression(54, &bugs, |k, scenario| {
         let mut s = full_sync(if k % 2 == 0 { scenario.external_meta() } else { scenario });
         s.wait(u64::from(k) * 80);
         let before = s.bits(A, 0);
@@ -170,7 +170,7 @@ fn full_sync(scenario: Scenario) -> super::Story {
 /// The source cannot read what it should send: the target does not get zeroes, and is not called good without the block.
 #[test]
 fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
-    regression(0..24, &[], |k, scenario| {
+    regression(24, &[], |k, scenario| {
         let policy = turn(k, &[OnIoError::PassOn, OnIoError::Detach]);
         let mut s = resyncing(scenario.on_io_error(policy).rate(1), 512);
         s.wait(u64::from(k) * 60);
@@ -187,7 +187,7 @@ fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
 /// The same, and nobody helps with a reconnect: the source, too, notices that the resync is over.
 #[test]
 fn s40_a_resync_with_failed_blocks_ends_on_both_nodes() {
-    regression(0..1, &[], |_, scenario| {
+    regression(1, &[], |_, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(4), 256);
         s.a().fail(DiskFault::Read, 1);
         s.b().becomes("Connected Secondary/Primary Inconsistent/UpToDate");
@@ -199,7 +199,7 @@ fn s40_a_resync_with_failed_blocks_ends_on_both_nodes() {
 /// A full sync of a Primary that goes on writing, ordered from either side.
 #[test]
 fn s32_an_ordered_full_sync_that_is_interrupted_goes_on() {
-    regression(0..24, &[], |k, scenario| {
+    regression(24, &[], |k, scenario| {
         let mut s = primary(scenario.rate(8).volumes(&[[12 * MIB; 2]]).nodes(|n| n.disk_ns = 1_000_000));
         for n in 0..8 {
             s.a().write(n * 2048, 256);

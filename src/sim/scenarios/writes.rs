@@ -11,7 +11,7 @@ use crate::engine::options::OnIoError;
 /// diverges.
 #[test]
 fn s01_a_write_that_fails_on_the_secondary_is_marked() {
-    regression(0..6, &[Fault::PeerErrorUnmarked, Fault::NoNegativeAck], |k, scenario| {
+    regression(6, &[Fault::PeerErrorUnmarked, Fault::NoNegativeAck], |k, scenario| {
         let policy = turn(k / 3, &[OnIoError::Detach, OnIoError::PassOn]);
         let mut s = primary(scenario.protocol(turn(k, &PROTOCOLS)).on_io_error(policy));
         s.b().fail(DiskFault::Write, 1);
@@ -34,7 +34,7 @@ fn s01_a_write_that_fails_on_the_secondary_is_marked() {
 /// A write during the handshake, at any moment: it is mirrored or announced, never both, and never neither.
 #[test]
 fn s02_every_write_is_mirrored_or_announced_exactly_once() {
-    regression(0..50, &[Fault::OutOfSyncNotSent], |k, scenario| {
+    regression(50, &[Fault::OutOfSyncNotSent], |k, scenario| {
         let mut s = parted(scenario, 1);
         s.heal();
         s.a().meets();
@@ -53,7 +53,7 @@ fn s02_every_write_is_mirrored_or_announced_exactly_once() {
 /// generation of the resync.
 #[test]
 fn s03_the_resync_uuid_does_not_overtake_announcements() {
-    regression(0..16, &[Fault::OutOfSyncNotSent], |k, scenario| {
+    regression(16, &[Fault::OutOfSyncNotSent], |k, scenario| {
         let mut s = parted(scenario.skewed_sockets().nodes(|n| n.eager_batches = u64::from(k % 2) * 100), 1);
         s.heal();
         s.b().stall(u64::from(k) * 5);
@@ -79,7 +79,7 @@ fn s03_the_resync_uuid_does_not_overtake_announcements() {
 #[test]
 fn s12_epochs_begin_anew_with_every_link() {
     let bugs = [Fault::EpochsNotReset, Fault::LostRequestUnmarked, Fault::LostRequestForgotten];
-    regression(0..36, &bugs, |k, scenario| {
+    regression(36, &bugs, |k, scenario| {
         let slow = turn(k / 3, &[100_000, 5_000_000]);
         let scenario = scenario.protocol(turn(k, &PROTOCOLS)).node(B, |n| n.disk_ns = slow);
         let scenario = scenario.nodes(|n| n.net.max_epoch_size = 2);
@@ -119,7 +119,7 @@ fn s12_epochs_begin_anew_with_every_link() {
 #[test]
 fn s13_an_acknowledged_epoch_is_on_disk_in_order() {
     let bugs = [Fault::BarrierAckBeforeFlush];
-    regression(0..40, &bugs, |k, scenario| {
+    regression(40, &bugs, |k, scenario| {
         let mut s = primary(scenario.nodes(|n| n.net.max_epoch_size = 4).node(B, |n| n.disk_ns = 5_000_000));
         for n in 0..6 {
             s.a().start_write(n / 2 * 64, 8);
@@ -142,7 +142,7 @@ fn s13_an_acknowledged_epoch_is_on_disk_in_order() {
 /// A paused resync, and an outdated target: what is not mirrored is announced, whatever the peer's disk is.
 #[test]
 fn s14_a_paused_resync_skips_nothing() {
-    regression(0..32, &[Fault::OutOfSyncNotSent], |k, scenario| {
+    regression(32, &[Fault::OutOfSyncNotSent], |k, scenario| {
         let mut s = parted(scenario, 20);
         match k % 4 {
             0 => s.a().orders(Order::PauseSync),
@@ -174,7 +174,7 @@ fn s14_a_paused_resync_skips_nothing() {
 /// The link breaks right after a block was announced as out of sync: the own bit was there before.
 #[test]
 fn s19_the_own_bit_is_set_before_the_peer_is_told() {
-    regression(0..24, &[Fault::OutOfSyncNotSent], |k, scenario| {
+    regression(24, &[Fault::OutOfSyncNotSent], |k, scenario| {
         let mut s = parted(scenario, 1);
         s.heal();
         s.b().stall(50);
@@ -201,7 +201,7 @@ fn s19_the_own_bit_is_set_before_the_peer_is_told() {
 #[test]
 fn s26_one_block_is_never_written_twice_at_a_time() {
     let bugs = [Fault::ResyncReadOvertakes, Fault::WriteIgnoresResync];
-    regression(0..40, &bugs, |k, scenario| {
+    regression(40, &bugs, |k, scenario| {
         let mut s = resyncing(scenario.nodes(|n| n.disk_ns = 1_000_000), 256);
         s.events(k * 3);
         for n in 0..24 {
@@ -217,7 +217,7 @@ fn s26_one_block_is_never_written_twice_at_a_time() {
 #[test]
 fn s34_two_writers_of_one_block_leave_the_same_on_both_nodes() {
     let bugs = [Fault::OverlapsNotSerialised, Fault::PeerOverlapsNotSerialised];
-    regression(0..36, &bugs, |k, scenario| {
+    regression(36, &bugs, |k, scenario| {
         let slow = turn(k / 3, &[100_000, 5_000_000]);
         let scenario = scenario.protocol(turn(k, &PROTOCOLS)).nodes(|n| n.relaxed = k % 4 < 2);
         let mut s = primary(scenario.node(B, |n| n.disk_ns = slow));
