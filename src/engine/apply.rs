@@ -244,9 +244,15 @@ impl Engine {
                 }
                 self.admit(v);
             }
-            match self.conn.end.take() {
-                Some(end) => self.end_link(end),
-                None => return,
+            if let Some(end) = self.conn.end.take() {
+                self.end_link(end);
+            } else if self.unannounced.is_empty() {
+                return;
+            }
+            if self.effects.is_empty() {
+                for key in std::mem::take(&mut self.unannounced) {
+                    self.submit_write(key);
+                }
             }
         }
     }

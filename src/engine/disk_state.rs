@@ -194,6 +194,11 @@ impl Engine {
             self.force(v, &StateChange::NONE.disk(DiskState::Failed));
             return Err(CommandError::State(refused));
         }
+        let unmarked = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb.bitmap.0 == 0);
+        if primary && before.conn < ConnState::Connected && unmarked {
+            // As at a promotion without a peer: what is written from here on, the peer does not have.
+            self.new_current_uuid(v);
+        }
         if resized || full_sync {
             self.pump_al(v);
             self.md_bitmap(v, false, None);

@@ -96,6 +96,8 @@ pub struct Engine {
     rx: peer_request::ReceivedEpochs,
     bitmap_tx: Option<bitmap_xfer::Outgoing>,
     effects: VecDeque<(VolumeNr, VolumeState, VolumeState)>,
+    /// Writes for the peer alone that wait until it was told the state that makes them so.
+    unannounced: Vec<u64>,
     commands: Vec<admin::Pending>,
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
@@ -125,6 +127,7 @@ impl Engine {
             rx: peer_request::ReceivedEpochs::default(),
             bitmap_tx: None,
             effects: VecDeque::new(),
+            unannounced: Vec::new(),
             commands: Vec::new(),
             md_done_early: Vec::new(),
             recheck_commands: false,

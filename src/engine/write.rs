@@ -28,7 +28,9 @@ impl Engine {
     /// Ranges became free: starts the writes that waited for them, in their order.
     pub(crate) fn retry_blocked(&mut self, v: VolumeNr) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if vol.blocked.is_empty() {
+        // A disk that is being attached neither takes a write nor is known by the peer to miss it.
+        let unsettled = matches!(vol.state.disk, DiskState::Attaching | DiskState::Negotiating);
+        if vol.blocked.is_empty() || unsettled {
             return;
         }
         let blocked = std::mem::take(&mut vol.blocked);
@@ -156,6 +158,10 @@ impl Engine {
             self.unregister_write(key);
             return self.fail_part(key, ClientError::Io);
         }
+        if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {
+            // The peer keeps the books for a node without a disk, once it knows: the state goes first.
+            return self.unannounced.push(key);
+        }
         if local && !remote {
             let newly = self.set_bits(v, range);
             if newly > 0
@@ -182,11 +188,6 @@ impl Engine {
             request.local = if local { Side::Pending } else { Side::Unused };
             request.net = if remote { Side::Pending } else { Side::Unused };
             request.ack = ack;
-        }
-        if remote && !local && !self.effects.is_empty() {
-            // The disk is lost in this very event: from here on the peer marks what this node misses, so it has to know
-            // before the write comes.
-            self.send_state(v);
         }
         // The packet first: the peer's latency is the longer one.
         if remote {

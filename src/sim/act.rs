@@ -242,6 +242,10 @@ impl World {
             // An I/O error passed on, or an order: whatever is on it is not good any more.
             self.model.gone_bad(volume, node);
         }
+        if old.disk > DiskState::Failed && new.disk <= DiskState::Failed {
+            self.nodes[node].volumes[volume].failures += 1;
+            self.model.disk_failed(volume, node);
+        }
         if new.disk == DiskState::UpToDate && new.conn == ConnState::Connected {
             self.nodes[node].volumes[volume].named = false;
         }
@@ -290,7 +294,8 @@ impl World {
     fn resync_begins(&mut self, node: usize, volume: usize) {
         let peer = 1 - node;
         let named = self.nodes[node].volumes[volume].named;
-        if let Some(write) = self.model.discard(volume, node, peer, named) {
+        let held = self.contents(peer, volume);
+        if let Some(write) = self.model.discard(volume, node, peer, named, &held) {
             let name = ["A", "B"][node];
             let text = format!(
                 "node {name} becomes target on volume {volume}, and write {} that it promised is discarded; nobody allowed that",

@@ -161,8 +161,8 @@ impl World {
 
     /// A node's disk becomes the truth.
     pub(super) fn adopt(&mut self, node: usize, volume: usize) {
-        let contents = self.contents(node, volume);
-        self.model.adopt(self.tick, node, volume, &contents);
+        let (contents, other) = (self.contents(node, volume), self.contents(1 - node, volume));
+        self.model.adopt(self.tick, node, volume, &contents, &other);
     }
 
     pub(super) fn check_memory(&mut self) {

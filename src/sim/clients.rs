@@ -105,13 +105,14 @@ impl World {
             let sectors = data.iter().flat_map(|piece| piece.chunks(SECTOR)).zip(start..);
             answers.read = sectors.map(|(bytes, sector)| stamp::content(bytes, sector)).collect();
         }
+        let is_primary = |n: &super::node::Node| n.volumes[pending.volume].seen.role == Role::Primary;
+        let split = self.nodes.iter().all(is_primary);
         let mut sector = start;
-        let alone = self.primary(pending.volume) == Some(node);
         for piece in data {
             for bytes in piece.chunks(SECTOR) {
                 let content = stamp::content(bytes, sector);
                 let (began, now) = (pending.began, self.tick);
-                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict, alone);
+                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict, split);
                 if let Err(text) = checked {
                     return self.fail(Checker::Read, text);
                 }

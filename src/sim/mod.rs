@@ -6,8 +6,8 @@
 //!
 //! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
 //! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
-//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink); [`scenario`], worlds told step by step for named tests. Apart from those: [`crash_states`], every power cut of recorded
-//! metadata writes.
+//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink); [`scenario`] (told step by step, for named tests). Apart from
+//! those: [`crash_states`], every power cut of recorded metadata writes.
 
 pub mod coverage;
 pub mod crash_states;

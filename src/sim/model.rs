@@ -61,6 +61,7 @@ pub struct Write {
     /// Protocol B: the peer only said that it has received it.
     received_only: bool,
     powers: [u64; 2],
+    failures: [u64; 2],
 }
 
 /// What the model has to know about both nodes when a request ends.
@@ -74,6 +75,8 @@ pub struct Scene {
     pub protocol: char,
     /// Power cuts so far, by node.
     pub powers: [u64; 2],
+    /// Failures of the volume's disk so far, by node.
+    pub failures: [u64; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +134,7 @@ impl Model {
             lost: [false; 2],
             received_only: false,
             powers: [0; 2],
+            failures: [0; 2],
         };
         let volume = |size: &u64| VolumeModel {
             index: vec![0; usize::try_from(*size).unwrap_or(0)],
@@ -181,6 +185,7 @@ impl Model {
             lost: [false; 2],
             received_only: false,
             powers: scene.powers,
+            failures: scene.failures,
         });
         let vol = &mut self.volumes[volume];
         vol.writes.push(id);
@@ -206,6 +211,8 @@ impl Model {
         let remote = scene.peer_good
             && undisturbed(peer)
             && scene.protocol != 'A'
+            // The word that it was received may come after the failure of the disk that did not take it.
+            && (scene.protocol != 'B' || write.failures[peer] == scene.failures[peer])
             && write.protocol_c == (scene.protocol == 'C');
         write.kept[own] = [local, local && write.fua];
         write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
@@ -289,6 +296,17 @@ impl Model {
         }
     }
 
+    /// A node's disk failed: under protocol B what it had only received may never have come there.
+    pub fn disk_failed(&mut self, volume: usize, node: usize) {
+        for id in &self.volumes[volume].writes {
+            let write = &mut self.writes[Self::at(*id)];
+            if write.received_only && write.node != node && write.kept[node][0] && !write.kept[node][1] {
+                write.kept[node][0] = false;
+                write.lost[node] = true;
+            }
+        }
+    }
+
     /// A node's process died: under protocol B what it had only received is gone.
     pub fn process_crash(&mut self, node: usize) {
         for write in &mut self.writes[1..] {
@@ -326,13 +344,27 @@ impl Model {
     }
 
     /// `target` begins to take over `source`'s data; what only the target keeps is discarded. Gives the first write that
-    /// nobody allowed to be discarded.
-    pub fn discard(&mut self, volume: usize, target: usize, source: usize, named: bool) -> Option<WriteId> {
+    /// nobody allowed to be discarded. `held` is what the source's disk shows: a write that reached it is not discarded, though
+    /// nobody called it good yet when the write ended.
+    pub fn discard(
+        &mut self,
+        volume: usize,
+        target: usize,
+        source: usize,
+        named: bool,
+        held: &BTreeMap<u64, Content>,
+    ) -> Option<WriteId> {
         let mut first = None;
         for at in 0..self.volumes[volume].writes.len() {
             let id = self.volumes[volume].writes[at];
             let write = &self.writes[Self::at(id)];
             if !write.kept[target][0] || write.kept[source][0] {
+                continue;
+            }
+            if self.is_held(volume, id, held) {
+                let write = &mut self.writes[Self::at(id)];
+                write.kept[source][0] = true;
+                write.kept[target] = [false; 2];
                 continue;
             }
             let excused = named
@@ -345,6 +377,16 @@ impl Model {
             self.writes[Self::at(id)].kept[target] = [false; 2];
         }
         first
+    }
+
+    /// Whether these contents show the write, or what did not end before it began, on all its sectors.
+    fn is_held(&self, volume: usize, id: WriteId, held: &BTreeMap<u64, Content>) -> bool {
+        let write = &self.writes[Self::at(id)];
+        (write.start..write.start + write.count).all(|sector| {
+            let content = held.get(&sector).copied().unwrap_or(Content::Zero);
+            let shown = self.matching(self.volumes[volume].state(sector), content);
+            shown.iter().any(|shown| self.writes[Self::at(*shown)].ended > write.invoked)
+        })
     }
 
     /// Whether a sector of the write still shows it on the target, and the source has nothing later.
@@ -395,8 +437,8 @@ impl Model {
     }
 
     /// Whether a read of `node` that began at `began` and ends at `now` may have returned this. `strict`: the node's own disk
-    /// was good all the time; else the peer's promises do as well. `alone`: this node is the only Primary; where both are,
-    /// each goes on with a history of its own, and only promises are compared.
+    /// was good all the time; else the peer's promises do as well. `split`: both nodes are Primary, each with a history of
+    /// its own.
     ///
     /// # Errors
     /// Words about what is wrong.
@@ -410,7 +452,7 @@ impl Model {
         began: Tick,
         now: Tick,
         strict: bool,
-        alone: bool,
+        split: bool,
     ) -> Result<(), String> {
         let state = self.volumes[volume].state(sector);
         let mut found = self.matching(state, content);
@@ -428,7 +470,7 @@ impl Model {
             return fail("which a later acknowledged write replaced or which was never there");
         }
         let (era, era_start) = (self.volumes[volume].era, self.volumes[volume].era_start);
-        if found.len() > 1 || !alone || began < era_start || self.volumes[volume].is_untouched(sector) {
+        if split || found.len() > 1 || began < era_start || self.volumes[volume].is_untouched(sector) {
             return Ok(());
         }
         let id = found[0];
@@ -471,23 +513,34 @@ impl Model {
         Ok(())
     }
 
-    /// A node's contents become the truth, whatever they are: the operator forced an Inconsistent disk to be good.
-    pub fn adopt(&mut self, now: Tick, node: usize, volume: usize, contents: &BTreeMap<u64, Content>) {
+    /// A node's contents become the truth, whatever they are: the operator forced an Inconsistent disk to be good. `other` is
+    /// what the other node holds: it may be good as well, and win when the two meet.
+    pub fn adopt(
+        &mut self,
+        now: Tick,
+        node: usize,
+        volume: usize,
+        contents: &BTreeMap<u64, Content>,
+        other: &BTreeMap<u64, Content>,
+    ) {
         let touched: Vec<u64> = self.volumes[volume].touched();
         for sector in touched {
-            let content = contents.get(&sector).copied().unwrap_or(Content::Zero);
-            let write = match content {
-                Content::Write(id) => id,
+            let shown = |contents: &BTreeMap<u64, Content>| match contents.get(&sector) {
+                Some(Content::Write(id)) => *id,
                 // Zeroes that were written may be the ones; the initial ones do as well.
-                Content::Zero | Content::Alien => INITIAL,
+                Some(Content::Zero | Content::Alien) | None => INITIAL,
             };
+            let (write, elsewhere) = (shown(contents), shown(other));
             let era = self.volumes[volume].era;
             let state = self.volumes[volume].state_mut(sector);
             // What is still under way may come later.
             let open: Vec<Candidate> =
                 state.candidates.iter().filter(|c| self.writes[Self::at(c.write)].ended == NEVER).copied().collect();
             state.candidates = vec![Candidate { write, first_end: NEVER, last_begin: 0, era }];
-            state.candidates.extend(open.into_iter().filter(|c| c.write != write));
+            if elsewhere != write {
+                state.candidates.push(Candidate { write: elsewhere, first_end: NEVER, last_begin: 0, era });
+            }
+            state.candidates.extend(open.into_iter().filter(|c| c.write != write && c.write != elsewhere));
             state.chosen = None;
         }
         for id in self.volumes[volume].writes.clone() {

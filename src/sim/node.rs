@@ -57,6 +57,8 @@ pub struct SimVolume {
     pub forcing: bool,
     /// The operator allowed that this node's data be discarded.
     pub named: bool,
+    /// How often its disk failed or was taken away.
+    pub failures: u64,
 }
 
 impl SimVolume {
@@ -184,6 +186,7 @@ impl Node {
                     opened: false,
                     forcing: false,
                     named: false,
+                    failures: 0,
                 }
             })
             .collect();

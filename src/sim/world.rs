@@ -490,6 +490,7 @@ impl World {
                 crate::wire::params::ReplProtocol::C => 'C',
             },
             powers: [self.nodes[A].powers, self.nodes[B].powers],
+            failures: [A, B].map(|n| self.nodes[n].volumes[volume].failures),
         }
     }
 

@@ -101,3 +101,23 @@ fn outdate_made_blank_disks_good() {
     assert_eq!(p.nodes[A].text(), "Connected Secondary/Secondary Inconsistent/Inconsistent");
     assert_eq!(p.nodes[B].text(), "Connected Secondary/Secondary Inconsistent/Inconsistent");
 }
+
+#[test]
+fn the_only_copy_was_acknowledged_before_it_existed() {
+    for protocol in [ReplProtocol::A, ReplProtocol::B] {
+        let mut p = Pair::ready(5, &net(protocol));
+        p.ok(A, Command::Detach { force: false });
+        let written = p.write(A, 0, 8, 1);
+        run_without_the_disk_of_b(&mut p);
+        assert!(!p.done(A, written), "{protocol:?}: it is on no disk");
+        p.settle();
+        assert_eq!(p.nodes[A].completed.remove(&written).map(|r| r.is_ok()), Some(true), "{protocol:?}");
+        let lost = p.write(A, 0, 8, 2);
+        p.cut();
+        p.settle();
+        assert_eq!(p.nodes[A].completed.remove(&lost).map(|r| r.is_ok()), Some(false), "{protocol:?}");
+        p.join();
+        p.settle();
+        assert_eq!(p.read(A, 0, 8)[0], 1, "{protocol:?}");
+    }
+}

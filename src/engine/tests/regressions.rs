@@ -309,3 +309,43 @@ fn a_flush_of_an_inconsistent_primary_did_not_wait_for_the_good_copy() {
         assert!(p.done(A, flush));
     }
 }
+
+#[test]
+fn a_write_past_the_failed_disk_overtook_the_news_of_it() {
+    let mut p = Pair::ready(8, &net(ReplProtocol::C));
+    p.nodes[A].fail_meta = true;
+    let id = p.write(A, 0, 8, 1);
+    p.settle();
+    assert!(p.done(A, id));
+    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
+    assert!(p.nodes[B].out_of_sync() >= 1, "nobody else knows what the failed disk lacks");
+    p.nodes[A].fail_meta = false;
+    p.attach(A, V);
+    p.settle();
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
+    p.same_data();
+}
+
+#[test]
+fn a_primary_that_got_its_disk_back_alone_wrote_under_the_old_generation() {
+    let mut p = Pair::ready(9, &net(ReplProtocol::C));
+    p.command(A, V, Command::Detach { force: true });
+    // The peer begins a new generation, and the news of it are lost with the link.
+    while p.nodes[B].state(V).pdsk != DiskState::Diskless {
+        if !one_disk_op(&mut p, A, |_| true) {
+            p.deliver(A, Socket::Data);
+        }
+    }
+    p.cut();
+    p.settle();
+    let id = p.attach(A, V);
+    p.settle();
+    assert_eq!(p.nodes[A].results.remove(&id), Some(Ok(())));
+    p.write(A, 0, 8, 1);
+    p.settle();
+    p.ok(A, Command::Secondary);
+    p.join();
+    p.settle();
+    assert_eq!(p.data(A, V)[0], 1, "written alone, and given up without a word");
+    assert!(p.nodes[A].log.iter().any(|l| l.contains("Split-Brain detected")), "{:#?}", p.nodes[A].log);
+}
