@@ -40,7 +40,7 @@ impl World {
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
         match op {
             ClientOp::Read => {
-                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)))
+                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)));
             }
             ClientOp::Flush => self.ask(node, volume, Asked::Flush, ClientRequest::Flush),
             ClientOp::Write { fua } => {

@@ -36,7 +36,7 @@ pub const NOBODY: usize = 2;
 const BATCH_NS: u64 = 50_000;
 
 /// What is due.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
     /// A disk operation ends.
     Disk { node: usize, life: u64, volume: usize, op: OpId },

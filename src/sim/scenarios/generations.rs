@@ -113,7 +113,7 @@ fn s09_two_that_went_on_alone_are_a_split_brain() {
 /// Two Inconsistent nodes meet: no bit is forgotten, and what the forced one has goes over whole.
 #[test]
 fn s16_two_inconsistent_nodes_forget_no_bits() {
-    regression(4, &[], |k, scenario| {
+    regression(4, &[Fault::PromotedInconsistent], |k, scenario| {
         let mut s = parted(scenario, 4);
         let late = s.a().write(2048, 8);
         s.a().demote();

@@ -170,7 +170,7 @@ fn full_sync(scenario: Scenario) -> super::Story {
 /// The source cannot read what it should send: the target does not get zeroes, and is not called good without the block.
 #[test]
 fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
-    regression(24, &[], |k, scenario| {
+    regression(24, &[Fault::ClearedWhenAsked, Fault::TargetDoneEarly], |k, scenario| {
         let policy = turn(k, &[OnIoError::PassOn, OnIoError::Detach]);
         let mut s = resyncing(scenario.on_io_error(policy).rate(1), 512);
         s.wait(u64::from(k) * 60);
@@ -187,7 +187,7 @@ fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
 /// The same, and nobody helps with a reconnect: the source, too, notices that the resync is over.
 #[test]
 fn s40_a_resync_with_failed_blocks_ends_on_both_nodes() {
-    regression(1, &[], |_, scenario| {
+    regression(1, &[Fault::ClearedWhenAsked, Fault::TargetDoneEarly], |_, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(4), 256);
         s.a().fail(DiskFault::Read, 1);
         s.b().becomes("Connected Secondary/Primary Inconsistent/UpToDate");
