@@ -272,7 +272,7 @@ impl Engine {
         loop {
             let mut change = StateChange::NONE.role(Role::Primary);
             // Without the operator's force only what is still Consistent is considered good.
-            *forced &= *force || self.state(v).disk == DiskState::Consistent;
+            *forced &= *force || reckless || self.state(v).disk == DiskState::Consistent;
             if *forced {
                 change = change.disk(DiskState::UpToDate);
             }

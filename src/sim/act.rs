@@ -164,6 +164,9 @@ impl World {
         };
         self.coverage.count(Group::Request, &format!("{kind} {outcome}"));
         self.stats.operations += u64::from(result.is_ok());
+        if let Some(answers) = &mut self.answers {
+            answers.ended.insert(id, outcome);
+        }
         match (pending.what, result) {
             (Asked::Write(write), result) => {
                 self.model.end_write(now, write, result.is_ok(), &scene);

@@ -148,7 +148,7 @@ impl World {
         }
     }
 
-    fn content(&self, node: usize, volume: usize, sector: u64) -> Content {
+    pub(super) fn content(&self, node: usize, volume: usize, sector: u64) -> Content {
         let Some(page) = self.nodes[node].volumes[volume].data.page(sector / 8) else { return Content::Zero };
         let at = usize::try_from(sector % 8).unwrap_or(0) * SECTOR;
         stamp::content(&page[at..at + SECTOR], sector)

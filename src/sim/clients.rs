@@ -40,7 +40,7 @@ impl World {
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
         match op {
             ClientOp::Read => {
-                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)))
+                self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)));
             }
             ClientOp::Flush => self.ask(node, volume, Asked::Flush, ClientRequest::Flush),
             ClientOp::Write { fua } => {
@@ -79,6 +79,9 @@ impl World {
         });
         self.coverage.count(Group::Request, "made");
         self.stats.requests += 1;
+        if let Some(answers) = &mut self.answers {
+            answers.asked = Some((id, what));
+        }
         let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
         self.pending.insert(id, pending);
         self.event(node, Event::Client { id, volume: nr(volume), request });
@@ -97,6 +100,10 @@ impl World {
         let total: usize = data.iter().map(Bytes::len).sum();
         if total as u64 != count * SECTOR as u64 {
             return self.fail(Checker::Read, format!("a read of {count} sectors returned {total} bytes"));
+        }
+        if let Some(answers) = &mut self.answers {
+            let sectors = data.iter().flat_map(|piece| piece.chunks(SECTOR)).zip(start..);
+            answers.read = sectors.map(|(bytes, sector)| stamp::content(bytes, sector)).collect();
         }
         let is_primary = |n: &super::node::Node| n.volumes[pending.volume].seen.role == Role::Primary;
         let split = self.nodes.iter().all(is_primary);

@@ -83,7 +83,7 @@ impl World {
             nr: it.nr[node],
             version: agreed.version.nr(),
             features: agreed.features.0,
-            resolve_conflicts: (node == A) == (link % 2 == 0),
+            resolve_conflicts: (node == A) == link.is_multiple_of(2),
             relaxed_epochs: self.nodes.iter().all(|n| n.params.relaxed),
         };
         self.trace.note(self.now, node, 10, link as u64, || format!("link {link} up, {agreed:?}"));

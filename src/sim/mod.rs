@@ -6,8 +6,8 @@
 //!
 //! **Reading order.** [`plan`] (what a run consists of), [`draw`] (from a seed); [`world`] (time and queue), [`node`],
 //! [`device`] (the medium), [`net`] (the bytes); `act`, `links`, `clients`, `operator` (what happens); [`model`] (what was
-//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink). Apart from those: [`crash_states`], every power cut of recorded
-//! metadata writes.
+//! promised), `check`; [`run`](mod@run), [`shrink`](mod@shrink); [`scenario`] (told step by step, for named tests). Apart from
+//! those: [`crash_states`], every power cut of recorded metadata writes.
 
 pub mod coverage;
 pub mod crash_states;
@@ -19,6 +19,7 @@ pub mod node;
 pub mod plan;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod shrink;
 pub mod stamp;
 pub mod trace;
@@ -29,3 +30,6 @@ mod check;
 mod clients;
 mod links;
 mod operator;
+
+#[cfg(test)]
+mod scenarios;

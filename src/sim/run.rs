@@ -80,7 +80,7 @@ fn converge(world: &mut World) {
 
 impl World {
     /// No more faults.
-    fn make_peace(&mut self) {
+    pub(super) fn make_peace(&mut self) {
         self.peace = true;
         self.heal();
         for node in &mut self.nodes {

@@ -18,7 +18,7 @@ use super::net::Link;
 use super::node::Node;
 use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
-use super::stamp::WriteId;
+use super::stamp::{Content, WriteId};
 use super::trace::Trace;
 use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
@@ -36,7 +36,7 @@ pub const NOBODY: usize = 2;
 const BATCH_NS: u64 = 50_000;
 
 /// What is due.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
     /// A disk operation ends.
     Disk { node: usize, life: u64, volume: usize, op: OpId },
@@ -153,6 +153,17 @@ pub(super) enum Asked {
     Flush,
 }
 
+/// What clients asked and were told, for stories; drawn runs do not keep it.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// The request that was handed over last.
+    pub asked: Option<(RequestId, Asked)>,
+    /// How requests ended: `ok`, or the error.
+    pub ended: BTreeMap<RequestId, String>,
+    /// What the read that ended last returned, sector by sector.
+    pub read: Vec<Content>,
+}
+
 /// Numbers of one run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -211,6 +222,8 @@ pub struct World {
     pub(super) stats: Stats,
     pub(super) violation: Option<Violation>,
     pub(super) inject: Option<Fault>,
+    /// Answers to clients, if somebody wants to know them.
+    pub(super) answers: Option<Answers>,
     pub(super) prefer: usize,
     /// The operator is skipping the initial sync of blank disks.
     pub(super) skipping: bool,
@@ -271,6 +284,7 @@ impl World {
             stats: Stats::default(),
             violation: None,
             inject,
+            answers: None,
             prefer: A,
             skipping: false,
             rounds: 0,
@@ -307,6 +321,14 @@ impl World {
 
     /// Plays what is due until `end`.
     pub fn run_until(&mut self, end: u64) {
+        while self.play_next(end) {}
+        if self.violation.is_none() {
+            self.now = self.now.max(end);
+        }
+    }
+
+    /// Plays the next thing that is due until `end`; false when there is none, or something is wrong.
+    pub(super) fn play_next(&mut self, end: u64) -> bool {
         while self.violation.is_none() {
             let Some(Reverse((at, _, slot))) = self.queue.peek().copied() else { break };
             if at > end {
@@ -329,10 +351,9 @@ impl World {
                 self.check_memory();
             }
             self.happen(due);
+            return true;
         }
-        if self.violation.is_none() {
-            self.now = self.now.max(end);
-        }
+        false
     }
 
     fn happen(&mut self, due: Due) {
