@@ -23,7 +23,8 @@ impl World {
     /// Nothing is under way on the network or on the disks, and no engine has work to do.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        let link = self.links.last().is_none_or(|link| link.is_quiet() && link.losing == [false; 2]);
+        let gone = |link: &super::net::Link| link.open == [false; 2];
+        let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
         link && self
             .nodes
             .iter()
