@@ -133,7 +133,9 @@ impl Engine {
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let goes = old.has_local_disk() && !new.has_local_disk();
-        if goes && new.role == Role::Primary && new.pdsk == DiskState::UpToDate {
+        // A peer that is only now taken for good has nothing that this disk lacked.
+        let peer_was_good = old.pdsk == DiskState::UpToDate && new.pdsk == DiskState::UpToDate;
+        if goes && new.role == Role::Primary && peer_was_good {
             vol.behind = true;
         } else if new.has_local_disk() || new.role != Role::Primary {
             vol.behind = false;

@@ -50,7 +50,7 @@ pub(crate) enum MdDone {
     Detached,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     FlushData,
     FlushMeta,
@@ -64,7 +64,7 @@ enum Stage {
 }
 
 /// Why a superblock relies on the bitmap: what stood for bits that are not on disk goes with it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Reasons {
     flags: MdFlags,
     grows: bool,
@@ -140,6 +140,11 @@ impl Engine {
         let mut stages = VecDeque::from([Stage::Pages(None)]);
         if superblock {
             stages.push_back(Stage::Superblock(Reasons::default()));
+        }
+        // A link that comes and goes must not pile up jobs: one that has not started yet writes what is there by then.
+        let waits = self.volumes.get_mut(&v).and_then(|vol| vol.md.jobs.back_mut()).filter(|job| job.stages == stages);
+        if let Some(job) = waits {
+            return job.done.extend(done);
         }
         self.md_push(v, Job { stages, done: done.into_iter().collect(), superblock_only: false });
     }

@@ -348,6 +348,7 @@ impl Engine {
             .retain(|(_, then)| !matches!(then, AfterPing::TargetFinish(w) | AfterPing::SourceFinish(w) if *w == v));
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.early_sync_uuid = None;
+        vol.target_maybe_done = vol.target_may_be_done();
         let Some(resync) = vol.resync.take() else { return };
         for (_, request) in resync.in_flight {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);

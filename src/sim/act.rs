@@ -151,7 +151,14 @@ impl World {
             return self.fail(Checker::Requests, format!("request {} was completed twice, or was never made", id.0));
         };
         let now = self.tick;
-        let scene = self.scene(node, pending.volume);
+        let mut scene = self.scene(node, pending.volume);
+        if let Asked::Write(write) = pending.what
+            && let Some(w) = self.model.write(write)
+            && let Some(bits) = self.bits(node, pending.volume)
+        {
+            // What this node has marked it does not claim to be on the peer.
+            scene.peer_good &= !bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
+        }
         let outcome = match &result {
             Ok(_) => String::from("ok"),
             Err(error) => format!("{error:?}"),
@@ -272,6 +279,11 @@ impl World {
             if crossed && why.contains("not expected in state Connected") {
                 return self.coverage.count(Group::Fault, "resync given up while it began");
             }
+            // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the source,
+            // find out before a block moved, and start over.
+            if why.starts_with("P_SYNC_UUID: not expected in state SyncSource") {
+                return self.coverage.count(Group::Fault, "two sources");
+            }
             let why = why.to_owned();
             self.fail(
                 Checker::Sanity,
@@ -311,7 +323,7 @@ impl World {
     /// An Inconsistent disk became UpToDate without a resync.
     fn declared_good(&mut self, node: usize, volume: usize) {
         let vol = &self.nodes[node].volumes[volume];
-        if !vol.forcing && !self.skipping_sync() {
+        if vol.forcing == 0 && !self.skipping_sync() {
             let text = format!("the Inconsistent disk of volume {volume} became UpToDate, and nobody forced it");
             return self.fail(Checker::Status, text);
         }

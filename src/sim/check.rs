@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    fn bits(&self, node: usize, volume: usize) -> Option<&crate::engine::dirty::Bitmap> {
+    pub(super) fn bits(&self, node: usize, volume: usize) -> Option<&crate::engine::dirty::Bitmap> {
         let engine = self.nodes[node].engine.as_ref()?;
         engine.bitmap(Self::volume_nr(volume))
     }
@@ -238,13 +238,16 @@ impl World {
             let text = format!("the command {order:?} for volume {volume} was never answered");
             return self.fail(Checker::Requests, text);
         }
+        // A source that passes write errors on stays UpToDate and keeps the bits of what it could not write.
+        let passes_on =
+            self.params.nodes.iter().any(|n| n.disk.on_io_error == crate::engine::options::OnIoError::PassOn);
         for volume in 0..self.differs.len() {
             let left = [A, B]
                 .iter()
                 .filter_map(|n| self.bits(*n, volume))
                 .map(crate::engine::dirty::Bitmap::count)
                 .sum::<u64>();
-            if self.both_good(volume) && left > 0 {
+            if self.both_good(volume) && left > 0 && !passes_on {
                 return self.fail(
                     Checker::Settles,
                     format!("both nodes are UpToDate, {left} bits are left: {}", self.describe()),

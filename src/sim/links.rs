@@ -30,7 +30,11 @@ impl World {
     pub(super) fn try_connect(&mut self) {
         if !self.connecting && self.nodes.iter().all(|n| n.wants_link) {
             self.connecting = true;
-            let wait = self.net_delay(WireSocket::Data) * 2;
+            let mut wait = self.net_delay(WireSocket::Data) * 2;
+            // A link that lived for a moment only is not tried again at once.
+            if self.links.last().is_some_and(|link| self.now < link.born + RETRY_NS) {
+                wait += RETRY_NS;
+            }
             self.after(wait, Due::Connect);
         }
     }
@@ -64,7 +68,9 @@ impl World {
         }
         let nrs = [self.nodes[A].link_nr, self.nodes[B].link_nr];
         let powers = [self.nodes[A].powers, self.nodes[B].powers];
-        self.links.push(Link::new(nrs, agreed, powers, self.tick));
+        let mut link = Link::new(nrs, agreed, powers, self.tick);
+        link.born = self.now;
+        self.links.push(link);
         let link = self.links.len() - 1;
         for node in [A, B] {
             let wait = self.net_delay(WireSocket::Data);

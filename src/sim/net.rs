@@ -177,8 +177,10 @@ pub struct Link {
     phase: [Phase; 2],
     /// Power cuts of both nodes when it came up.
     pub powers: [u64; 2],
-    /// When it came up.
+    /// When it came up: the simulator's step.
     pub since: u64,
+    /// When it came up: virtual nanoseconds.
+    pub born: u64,
 }
 
 impl Link {
@@ -195,6 +197,7 @@ impl Link {
             phase: [Phase::Params; 2],
             powers,
             since,
+            born: 0,
         }
     }
 

@@ -53,8 +53,8 @@ pub struct SimVolume {
     pub configured: bool,
     /// Clients have it open.
     pub opened: bool,
-    /// An operator's forced promotion has not been answered yet.
-    pub forcing: bool,
+    /// Forced promotions by the operator that have not been answered yet.
+    pub forcing: u32,
     /// The operator allowed that this node's data be discarded.
     pub named: bool,
     /// How often its disk failed or was taken away.
@@ -184,7 +184,7 @@ impl Node {
                     seen: VolumeState::default(),
                     configured: false,
                     opened: false,
-                    forcing: false,
+                    forcing: 0,
                     named: false,
                     failures: 0,
                 }
@@ -267,7 +267,7 @@ impl Node {
             vol.open = false;
             vol.opened = false;
             vol.configured = false;
-            vol.forcing = false;
+            vol.forcing = 0;
             vol.seen = VolumeState::default();
         }
         changed

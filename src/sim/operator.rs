@@ -169,7 +169,7 @@ impl World {
         let vol = &mut self.nodes[node].volumes[volume];
         match order {
             Order::Primary { force: true } => {
-                vol.forcing = false;
+                vol.forcing = vol.forcing.saturating_sub(1);
                 if result.is_ok() {
                     // The peer's data are what this order gives up, if they are not the same.
                     self.nodes[1 - node].volumes[volume].named = true;
@@ -204,7 +204,7 @@ impl World {
         }
         let command = match order {
             Order::Primary { force } => {
-                self.nodes[node].volumes[volume].forcing |= force;
+                self.nodes[node].volumes[volume].forcing += u32::from(force);
                 Command::Primary { force }
             }
             Order::Secondary { close } => {

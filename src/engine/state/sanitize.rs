@@ -44,8 +44,14 @@ pub fn sanitize(old: &VolumeState, new: &VolumeState, ctx: &StateContext) -> (Vo
         ns.aftr_isp = false;
     }
     if (C::Connected..C::Ahead).contains(&ns.conn) {
-        ns.disk = un_outdated(ns.disk);
-        ns.pdsk = un_outdated(ns.pdsk);
+        // A peer without a disk has nothing to compare with: whoever was outdated still is.
+        let (own_alone, peer_alone) = (ns.pdsk <= D::Failed, ns.disk <= D::Failed);
+        if !(own_alone && ns.disk == D::Outdated) {
+            ns.disk = un_outdated(ns.disk);
+        }
+        if !(peer_alone && ns.pdsk == D::Outdated) {
+            ns.pdsk = un_outdated(ns.pdsk);
+        }
     }
     warning = clamp(&mut ns).or(warning);
     suspend(old, &mut ns, ctx);
