@@ -18,7 +18,7 @@ use crate::units::{SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::DpFlags;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
-use crate::wire::state::{ConnState, DiskState, Role};
+use crate::wire::state::ConnState;
 
 /// How a link ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,16 +360,6 @@ impl Engine {
         self.bitmap_tx = None;
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
-            let mut goes_on = false;
-            if let Some(vol) = self.volumes.get_mut(&v) {
-                vol.target_maybe_done = vol.target_may_be_done();
-                let good = vol.state.role == Role::Primary && vol.state.disk == DiskState::UpToDate;
-                goes_on = vol.target_maybe_done && good;
-            }
-            if goes_on {
-                // What is written from now on is not what the target may hold under the same name.
-                self.new_current_uuid(v);
-            }
             self.forget_resync(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();

@@ -245,7 +245,7 @@ impl World {
         if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate && !target(old.conn) {
             self.declared_good(node, volume);
         }
-        if old.disk > DiskState::Inconsistent && new.disk == DiskState::Inconsistent && !target(new.conn) {
+        if old.disk != DiskState::Inconsistent && new.disk == DiskState::Inconsistent && !target(new.conn) {
             // An I/O error passed on, or an order: whatever is on it is not good any more.
             self.model.gone_bad(volume, node);
         }

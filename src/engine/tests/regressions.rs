@@ -227,7 +227,7 @@ fn a_bitmap_that_broke_off_was_continued_by_the_next_one() {
     p.write(A, 0, 8, 1);
     p.settle();
     p.join();
-    while p.nodes[B].state(V).conn != crate::wire::state::ConnState::WfBitMapT {
+    while p.nodes[B].state(V).conn != ConnState::WfBitMapT {
         assert!(p.step());
     }
     let vol = p.nodes[B].engine.volumes.get_mut(&V).unwrap();
@@ -273,7 +273,7 @@ fn a_state_without_identifiers_connected_without_a_handshake() {
             p.event(B, crate::engine::event::Event::Packet { link, socket: Socket::Data, volume, packet });
         }
     }
-    assert!(p.nodes[B].state(V).conn < crate::wire::state::ConnState::Connected);
+    assert!(p.nodes[B].state(V).conn < ConnState::Connected);
 }
 
 /// A write whose activity-log transaction fails goes to the peer only, which has to mark it: told before, not after it.
