@@ -323,17 +323,14 @@ impl Engine {
         if let Some(disk) = vol.disk.as_mut() {
             let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
             let fresh = (lonely && (disk.sb.bitmap.0 == 0 || may_be_done)) || forced;
-            // A resync from here may have ended without this node's knowledge, before a restart perhaps: the peer could go
-            // on in the same generation.
-            let beside = lonely && !fresh && state.disk == DiskState::UpToDate;
             // No write is admitted before the primary indicator is durable.
             vol.promoting = Some(id);
             if forced {
                 self.log(Level::Warn, Some(v), "Forced to consider local data as UpToDate!");
             }
             // The generation before the promotion goes into the bitmap slot without the Primary bit.
-            if (fresh || beside) && !self.faulty(Fault::PromotionKeepsUuid) {
-                self.begin_generation(v, beside);
+            if fresh && !self.faulty(Fault::PromotionKeepsUuid) {
+                self.new_current_uuid(v);
             }
             if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
                 let ids = disk.ids().with_role(true);

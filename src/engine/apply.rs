@@ -311,11 +311,6 @@ impl Engine {
     /// A new data generation; completions wait until it is durable, so that no write that the peer missed is
     /// acknowledged under the old one.
     pub(crate) fn new_current_uuid(&mut self, v: VolumeNr) {
-        self.begin_generation(v, false);
-    }
-
-    /// The same; `beside`: the bitmap identifier stays what it is.
-    pub(crate) fn begin_generation(&mut self, v: VolumeNr, beside: bool) {
         let random = self.rng.gen_id();
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let primary = vol.state.role == Role::Primary;
@@ -325,7 +320,6 @@ impl Engine {
             // As if the end of the resync had been seen. If it had not come to that, the next handshake finds the
             // target's identifier in the history and starts over.
             ids if may_be_done => ids.finish_as_source().new_current(random.0, primary),
-            ids if beside => ids.new_current_beside(random.0, primary),
             ids => ids.new_current(random.0, primary),
         };
         disk.set_ids(ids);

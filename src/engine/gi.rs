@@ -60,18 +60,6 @@ impl GenIds {
         self.with_current(GenId(random), primary)
     }
 
-    /// A new data generation beside a bitmap identifier that is still in use: a resync from here was cut off, and its target
-    /// has either the bitmap identifier or, if it came to its end unseen, the current one, which goes to the history.
-    #[must_use]
-    pub const fn new_current_beside(self, random: u64, primary: bool) -> Self {
-        Self {
-            current: self.current,
-            bitmap: self.bitmap,
-            history: [self.current.with_primary_bit(false), self.history[0]],
-        }
-        .with_current(GenId(random), primary)
-    }
-
     /// The bitmap slot written with `id` ("set bitmap"): 0 moves the old one to the history, any other value replaces it
     /// with bit 0 cleared.
     #[must_use]

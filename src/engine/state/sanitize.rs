@@ -44,15 +44,8 @@ pub fn sanitize(old: &VolumeState, new: &VolumeState, ctx: &StateContext) -> (Vo
         ns.aftr_isp = false;
     }
     if (C::Connected..C::Ahead).contains(&ns.conn) {
-        // A peer without a disk and without clients has nothing to compare with: whoever was outdated still is.
-        let idle = ns.role != Role::Primary && ns.peer != Role::Primary;
-        let (own_alone, peer_alone) = (idle && ns.pdsk <= D::Failed, idle && ns.disk <= D::Failed);
-        if !(own_alone && ns.disk == D::Outdated) {
-            ns.disk = un_outdated(ns.disk);
-        }
-        if !(peer_alone && ns.pdsk == D::Outdated) {
-            ns.pdsk = un_outdated(ns.pdsk);
-        }
+        ns.disk = un_outdated(ns.disk);
+        ns.pdsk = un_outdated(ns.pdsk);
     }
     warning = clamp(&mut ns).or(warning);
     suspend(old, &mut ns, ctx);
