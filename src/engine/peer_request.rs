@@ -396,8 +396,7 @@ impl Engine {
         let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);
         let flags = if let PeerKind::Write { flags } = &request.kind { *flags } else { DpFlags::default() };
         let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA)) && !no_fua;
-        let io = request.io.take();
-        let resync = request.kind == PeerKind::ResyncWrite;
+        let (io, resync) = (request.io.take(), request.kind == PeerKind::ResyncWrite);
         let io = match io {
             Some(WriteIo::Data(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },
             Some(WriteIo::Discard | WriteIo::Zeroes { may_unmap: true }) if no_discard && !resync => {

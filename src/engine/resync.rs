@@ -21,7 +21,7 @@ use crate::limits::{LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST
 use crate::meta::MdFlags;
 use crate::units::{GenId, Sector, SectorRange, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
-use crate::wire::state::{ConnState, DiskState, Role};
+use crate::wire::state::{ConnState, DiskState};
 
 /// Marks the keys of resync requests in the range registry.
 pub(crate) const RANGE_KEY: u64 = 1 << 62;
@@ -349,13 +349,6 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.early_sync_uuid = None;
         vol.target_maybe_done = vol.target_may_be_done();
-        let target_gone = vol.state.conn < ConnState::Connected || vol.state.pdsk < DiskState::Inconsistent;
-        let good = vol.state.role == Role::Primary && vol.state.disk == DiskState::UpToDate;
-        if vol.resync.is_some() && vol.target_maybe_done && target_gone && good {
-            // What is written from now on is not what the target may hold under the same name.
-            self.new_current_uuid(v);
-        }
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
         let Some(resync) = vol.resync.take() else { return };
         for (_, request) in resync.in_flight {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);

@@ -148,8 +148,8 @@ pub(crate) struct Volume {
     pub resync: Option<Resync>,
     /// Resync replies sent and not acknowledged (source), by first sector and bytes.
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
-    /// The link of a resync from here was lost when everything had been sent: the target may hold this generation, and the
-    /// bitmap identifier says the contrary.
+    /// A resync from here broke off when everything had been sent: the target may hold this generation, and the bitmap
+    /// identifier says the contrary. The first write without the peer begins a new one.
     pub target_maybe_done: bool,
     pub seq: SeqNr,
     pub counters: Counters,

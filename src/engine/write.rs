@@ -162,6 +162,10 @@ impl Engine {
             // The peer keeps the books for a node without a disk, once it knows: the state goes first.
             return self.unannounced.push(key);
         }
+        if local && !remote && self.volumes.get(&v).is_some_and(|vol| vol.target_maybe_done && vol.resync.is_none()) {
+            // The target of the resync that broke off may hold this generation; it must not hold this write's as well.
+            self.new_current_uuid(v);
+        }
         if local && !remote {
             let newly = self.set_bits(v, range);
             if newly > 0

@@ -26,10 +26,12 @@ pub mod trace;
 pub mod world;
 
 mod act;
+mod begin;
 mod check;
 mod clients;
 mod links;
 mod operator;
+mod sectors;
 
 #[cfg(test)]
 mod scenarios;

@@ -15,15 +15,16 @@
 
 use std::collections::BTreeMap;
 
+use super::sectors::{Candidate, SectorState, VolumeModel};
 use super::stamp::{Content, WriteId};
 
 /// A moment: the number of the simulator's step.
 pub type Tick = u64;
 
 /// Never.
-const NEVER: Tick = Tick::MAX;
+pub(super) const NEVER: Tick = Tick::MAX;
 /// The contents at the beginning (or as adopted from a disk).
-const INITIAL: WriteId = WriteId(0);
+pub(super) const INITIAL: WriteId = WriteId(0);
 
 /// Which fault a promise outlives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,33 +78,6 @@ pub struct Scene {
     pub powers: [u64; 2],
     /// Failures of the volume's disk so far, by node.
     pub failures: [u64; 2],
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    write: WriteId,
-    /// Zone of this value in `era`: first end and last beginning of an operation with it.
-    first_end: Tick,
-    last_begin: Tick,
-    era: u64,
-}
-
-#[derive(Clone, Debug, Default)]
-struct SectorState {
-    candidates: Vec<Candidate>,
-    /// The value from before the era that was seen in it.
-    chosen: Option<(u64, WriteId)>,
-}
-
-#[derive(Debug)]
-struct VolumeModel {
-    /// Index into `states`, by sector; 0: only the initial zeroes were ever there.
-    index: Vec<u32>,
-    states: Vec<SectorState>,
-    writes: Vec<WriteId>,
-    /// Counts the moments at which contents may go back: crashes, failovers, resolutions.
-    era: u64,
-    era_start: Tick,
 }
 
 /// The history.
@@ -613,35 +587,5 @@ fn conflict(a: (Tick, Tick), b: (Tick, Tick)) -> Option<&'static str> {
         (true, false) if low(b) > low(a) && high(b) < high(a) => Some("read before and after the whole of"),
         (false, true) if low(a) > low(b) && high(a) < high(b) => Some("which lies between two sights of"),
         _ => None,
-    }
-}
-
-impl VolumeModel {
-    fn position(sector: u64) -> usize {
-        usize::try_from(sector).unwrap_or(usize::MAX)
-    }
-
-    fn state(&self, sector: u64) -> &SectorState {
-        let index = self.index.get(Self::position(sector)).copied().unwrap_or(0);
-        &self.states[index as usize]
-    }
-
-    /// Only the initial zeroes were ever there.
-    fn is_untouched(&self, sector: u64) -> bool {
-        self.index.get(Self::position(sector)).copied().unwrap_or(0) == 0
-    }
-
-    fn state_mut(&mut self, sector: u64) -> &mut SectorState {
-        let slot = &mut self.index[Self::position(sector)];
-        if *slot == 0 {
-            *slot = u32::try_from(self.states.len()).unwrap_or(0);
-            let initial = Candidate { write: INITIAL, first_end: NEVER, last_begin: 0, era: 0 };
-            self.states.push(SectorState { candidates: vec![initial], chosen: None });
-        }
-        &mut self.states[*slot as usize]
-    }
-
-    fn touched(&self) -> Vec<u64> {
-        self.index.iter().enumerate().filter(|(_, i)| **i != 0).map(|(sector, _)| sector as u64).collect()
     }
 }

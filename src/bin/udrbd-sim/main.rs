@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod figures;
+mod known;
 mod many;
 mod mutants;
 mod one;

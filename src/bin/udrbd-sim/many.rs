@@ -10,6 +10,7 @@ use udrbd::engine::fault::Fault;
 use udrbd::sim::{draw, run};
 
 use crate::figures::Figures;
+use crate::known::is_known;
 
 /// What to play.
 pub struct Order {
@@ -39,6 +40,7 @@ pub fn run(order: &Order) -> (bool, String) {
     let figures = Mutex::new(Figures::default());
     let failures = Mutex::new(Vec::new());
     let stop = AtomicBool::new(false);
+    let known = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..order.jobs {
             scope.spawn(|| {
@@ -48,7 +50,10 @@ pub fn run(order: &Order) -> (bool, String) {
                     if seed >= end || deadline.is_some_and(|at| Instant::now() >= at) {
                         break;
                     }
-                    if let Some(text) = play(seed, order, &mut mine)
+                    let finding = play(seed, order, &mut mine);
+                    if finding.is_some() && order.inject.is_none() && is_known(seed) {
+                        known.fetch_add(1, Ordering::Relaxed);
+                    } else if let Some(text) = finding
                         && let Ok(mut failures) = failures.lock()
                     {
                         failures.push((seed, text));
@@ -68,6 +73,10 @@ pub fn run(order: &Order) -> (bool, String) {
     for (seed, text) in failures.iter().take(TOLD) {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "seed {seed}: {text}");
+    }
+    let known = known.into_inner();
+    if known > 0 {
+        let _ = writeln!(out, "{known} open findings that are known (src/bin/udrbd-sim/known.txt)");
     }
     out.push_str(&figures.report(begin.elapsed(), order.jobs, failures.len()));
     if order.coverage {

@@ -8,6 +8,7 @@ use udrbd::engine::fault::Fault;
 use udrbd::sim::world::Violation;
 use udrbd::sim::{draw, run, shrink};
 
+use crate::known::is_known;
 use crate::one::SHRINK_RUNS;
 
 struct Found {
@@ -49,6 +50,9 @@ fn first(fault: Fault, from: u64, seeds: u64, jobs: usize) -> Option<(u64, Viola
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= limit.load(Ordering::Relaxed) {
                         break;
+                    }
+                    if is_known(seed) {
+                        continue;
                     }
                     let Some(violation) = run::seed(seed, Some(fault), false).violation else { continue };
                     limit.fetch_min(seed, Ordering::Relaxed);

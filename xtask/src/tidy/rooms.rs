@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that wire the others together.
-const UNBOUND: &[&str] = &["node", "main", "lib"];
+const UNBOUND: &[&str] = &["node", "main", "lib", "bin"];
 
 /// Files that must stay pure: whole rooms, and single files of mixed ones (path prefixes below `src`).
 const PURE: &[&str] = &[
