@@ -32,6 +32,8 @@ mod clients;
 mod links;
 mod operator;
 mod sectors;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 mod scenarios;

@@ -1,9 +1,10 @@
 //! One run from plan to outcome: the beginning, the phase with faults, the phase that must converge.
 
 use super::coverage::Coverage;
+use super::device::Defect;
 use super::draw;
 use super::plan::Plan;
-use super::world::{Stats, Violation, World};
+use super::world::{Checker, Stats, Violation, World};
 use crate::engine::fault::Fault;
 
 /// Virtual time between two looks of the checkers.
@@ -34,10 +35,31 @@ pub fn seed(seed: u64, inject: Option<Fault>, lines: bool) -> Outcome {
     run(&draw::plan(seed), inject, lines)
 }
 
+/// What is wrong in a run on purpose, to see that it is noticed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rig {
+    /// Both engines make this mistake.
+    pub inject: Option<Fault>,
+    /// The data devices have this defect.
+    pub defect: Option<Defect>,
+    /// This checker finds nothing.
+    pub deaf: Option<Checker>,
+}
+
 /// Plays a plan.
 #[must_use]
 pub fn run(plan: &Plan, inject: Option<Fault>, lines: bool) -> Outcome {
-    let mut world = World::new(plan, inject, lines);
+    rigged(plan, Rig { inject, ..Rig::default() }, lines)
+}
+
+/// Plays a plan with something wrong.
+#[must_use]
+pub fn rigged(plan: &Plan, rig: Rig, lines: bool) -> Outcome {
+    let mut world = World::new(plan, rig.inject, lines);
+    world.deaf = rig.deaf;
+    if let Some(defect) = rig.defect {
+        world.break_devices(defect);
+    }
     world.begin();
     let end = world.params.faults_until;
     while world.now < end && world.violation.is_none() {
@@ -79,6 +101,12 @@ fn converge(world: &mut World) {
 }
 
 impl World {
+    fn break_devices(&mut self, defect: Defect) {
+        for vol in self.nodes.iter_mut().flat_map(|node| &mut node.volumes) {
+            vol.data.break_it(defect);
+        }
+    }
+
     /// No more faults.
     pub(super) fn make_peace(&mut self) {
         self.peace = true;
