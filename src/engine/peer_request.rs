@@ -232,6 +232,10 @@ impl Engine {
             self.send_ack(v, range.start, block_id, size, Packet::WriteAck);
             flags = flags.with_if(DpFlags::SEND_WRITE_ACK, false);
         }
+        if self.state(v).pdsk < DiskState::Inconsistent {
+            // Now, not when its turn comes: the sender may attach a disk meanwhile, and the bitmap go to it.
+            self.set_bits(v, range);
+        }
         self.accept(v, PeerKind::Write { flags }, range, block_id, Some(io), Some(id));
     }
 
@@ -337,11 +341,6 @@ impl Engine {
                 vol.peer_waiting.push_back(key);
             }
         }
-    }
-
-    /// An application write reached the local disk: resync reads may wait for it.
-    pub(crate) fn wake_resync_reads(&mut self, v: VolumeNr) {
-        self.wake_peer_requests(v);
     }
 
     pub(crate) fn submit_peer_write(&mut self, key: u64) {

@@ -348,7 +348,7 @@ impl Engine {
             }
         }
         self.progress(key);
-        self.wake_resync_reads(v);
+        self.wake_peer_requests(v);
     }
 
     /// Completes a write part when both halves are done, gives its range free, and retires it when its epoch is. It
