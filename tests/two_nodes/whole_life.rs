@@ -67,7 +67,8 @@ fn a_primary_goes_on_without_its_disk_and_gets_it_back_under_load() {
         let operator = scope.spawn(move || {
             a.ok(a.detach());
             assert_eq!(a.volume().disk, DiskState::Diskless);
-            assert_eq!(b.volume().peer_disk, DiskState::Diskless);
+            // The news may be a moment behind the command's answer.
+            b.wait("the peer without a disk", |v| v.peer_disk == DiskState::Diskless);
             // The last good copy may not go.
             assert!(b.call(b.detach()).is_err());
             a.ok(a.attach(&a.disk()));
