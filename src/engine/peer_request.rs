@@ -219,7 +219,7 @@ impl Engine {
         }
         let epoch = self.rx.open();
         epoch.writes += u32::from(!miscounts);
-        let id = epoch.id;
+        let (id, only_copy) = (epoch.id, vol.state.pdsk < DiskState::Inconsistent);
         if !vol.disk_usable() {
             let size = if let WriteIo::Data(data) = &io { u32::try_from(data.len()).unwrap_or(0) } else { 0 };
             self.send_ack(v, range.start, block_id, size, Packet::NegAck);
@@ -232,7 +232,7 @@ impl Engine {
             self.send_ack(v, range.start, block_id, size, Packet::WriteAck);
             flags = flags.with_if(DpFlags::SEND_WRITE_ACK, false);
         }
-        if self.state(v).pdsk < DiskState::Inconsistent {
+        if only_copy {
             // Now, not when its turn comes: the sender may attach a disk meanwhile, and the bitmap go to it.
             self.set_bits(v, range);
         }
@@ -394,7 +394,7 @@ impl Engine {
         request.submitted = true;
         let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);
         let flags = if let PeerKind::Write { flags } = &request.kind { *flags } else { DpFlags::default() };
-        let fua = matches!(&request.kind, PeerKind::Write { flags } if flags.has(DpFlags::FUA)) && !no_fua;
+        let fua = flags.has(DpFlags::FUA) && !no_fua;
         let (io, resync) = (request.io.take(), request.kind == PeerKind::ResyncWrite);
         let io = match io {
             Some(WriteIo::Data(data)) => DiskOp::Write { range, data: SmallVec::from_elem(data, 1), fua },

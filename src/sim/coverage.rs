@@ -65,12 +65,6 @@ impl Coverage {
         }
     }
 
-    /// How often something was reached.
-    #[must_use]
-    pub fn of(&self, group: Group, name: &str) -> u64 {
-        self.counts.get(&(group, name.to_owned())).copied().unwrap_or(0)
-    }
-
     /// Adds another run's counters.
     pub fn merge(&mut self, other: &Self) {
         for (key, count) in &other.counts {

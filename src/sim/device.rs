@@ -311,17 +311,6 @@ impl Device {
         self.current.page(page)
     }
 
-    /// Pages that were ever written, ascending.
-    pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
-        self.current.0.iter().enumerate().filter(|(_, page)| page.is_some()).map(|(nr, _)| nr as u64)
-    }
-
-    /// Operations in flight.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.running.len()
-    }
-
     /// What an operation in flight is; a flush when it is not there.
     #[must_use]
     pub fn kind(&self, ticket: Ticket) -> OpKind {
@@ -488,7 +477,7 @@ impl Device {
     fn cached(&mut self, write: Cached, fua: bool) {
         write.apply(&mut self.current, |_| true);
         if fua {
-            self.settle_older(usize::MAX, &write);
+            self.settle_older(&write);
             write.apply(&mut self.durable, |_| true);
         } else {
             self.cache.push(write);
@@ -496,42 +485,24 @@ impl Device {
     }
 
     /// What came before a write that is durable now cannot come back.
-    fn settle_older(&mut self, before: usize, write: &Cached) {
+    fn settle_older(&mut self, write: &Cached) {
         let sectors = write.sectors();
-        for older in self.cache.iter_mut().take(before) {
+        for older in &mut self.cache {
             let (first, end) = (older.sectors().start.max(sectors.start), older.sectors().end.min(sectors.end));
             older.gone.extend((first..end).filter(|sector| !write.gone.contains(sector)));
         }
     }
 
     fn make_durable(&mut self, horizon: u64) {
-        let mut index = 0;
-        let mut rest = Vec::new();
-        let cache = std::mem::take(&mut self.cache);
-        if cache.iter().all(|write| write.done <= horizon) {
-            for write in &cache {
-                write.apply(&mut self.durable, |_| true);
-            }
-            return;
-        }
-        self.cache = cache;
-        while index < self.cache.len() {
-            if self.cache[index].done <= horizon {
-                let write = self.cache[index].clone();
-                self.settle_older(index, &write);
+        for write in std::mem::take(&mut self.cache) {
+            if write.done <= horizon {
+                // In the cache by now: what came before and is not covered.
+                self.settle_older(&write);
                 write.apply(&mut self.durable, |_| true);
             } else {
-                rest.push(self.cache[index].clone());
+                self.cache.push(write);
             }
-            index += 1;
         }
-        self.cache = rest;
-    }
-
-    /// Whether any write could be lost now.
-    #[must_use]
-    pub fn has_unflushed(&self) -> bool {
-        !self.cache.is_empty()
     }
 
     /// The process that used the device dies: the kernel carries out what was submitted. Gives the ranges that may have

@@ -85,8 +85,6 @@ pub struct Scene {
 pub struct Model {
     writes: Vec<Write>,
     volumes: Vec<VolumeModel>,
-    /// Reads and flushes under way: when they began.
-    pub broken: bool,
 }
 
 impl Model {
@@ -117,7 +115,7 @@ impl Model {
             era: 0,
             era_start: 0,
         };
-        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect(), broken: false }
+        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect() }
     }
 
     fn at(id: WriteId) -> usize {

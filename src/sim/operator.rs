@@ -10,7 +10,6 @@ use crate::engine::event::{Command, CommandId, Event};
 use crate::engine::load::{LoadError, load};
 use crate::engine::options::NetOptions;
 use crate::meta::MetaError;
-use crate::units::VolumeNr;
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -462,12 +461,6 @@ impl World {
     pub fn settle_down(&mut self, seconds: u64) {
         let end = self.now + seconds * 1_000_000_000;
         self.run_until(end);
-    }
-
-    /// The first volume, for connection commands.
-    #[must_use]
-    pub const fn any_volume() -> VolumeNr {
-        VolumeNr(0)
     }
 
     /// Whether the initial sync is being skipped by the operator.

@@ -3,29 +3,30 @@
 //! Every part of the world has a stream of its own (disks, network, clients, operator), so that taking one event out of a
 //! plan does not change the dice of all the others; shrinking depends on that.
 
-/// A stream (SplitMix64).
+use crate::engine::rng;
+
+/// A stream: the engine's generator, with what a simulator asks of it.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(rng::Rng);
 
 impl Rng {
     /// The stream of a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(rng::Rng::new(seed))
     }
 
     /// A stream of its own for `part` of the world.
     #[must_use]
     pub const fn stream(seed: u64, part: u64) -> Self {
-        let mut rng = Self(seed ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
+        let mut rng = Self::new(seed ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
         rng.next_u64();
         rng
     }
 
     /// The next number.
     pub const fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        self.0.next_u64()
     }
 
     /// A number below `end`; 0 when `end` is 0.
@@ -58,13 +59,4 @@ impl Rng {
         let base = typical / 4 + self.below(typical.saturating_mul(2) + 1);
         if self.below(50) == 0 { base.saturating_mul(1 + self.below(32)) } else { base }
     }
-}
-
-/// Spreads the bits of a number.
-#[must_use]
-pub const fn mix(seed: u64) -> u64 {
-    let mut z = seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

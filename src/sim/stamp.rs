@@ -6,7 +6,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::rng::mix;
+use crate::engine::rng::mix;
 
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::plan::Seconds;
-use super::rng::mix;
+use crate::engine::rng::mix;
 
 /// The record of a run.
 #[derive(Debug, Default)]

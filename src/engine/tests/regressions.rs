@@ -276,21 +276,6 @@ fn a_state_without_identifiers_connected_without_a_handshake() {
     assert!(p.nodes[B].state(V).conn < ConnState::Connected);
 }
 
-/// A write whose activity-log transaction fails goes to the peer only, which has to mark it: told before, not after it.
-#[test]
-fn a_write_overtook_the_news_that_the_disk_is_gone() {
-    let mut p = Pair::ready(20, &net(ReplProtocol::C));
-    p.nodes[A].fail_meta = true;
-    p.write(A, 0, 8, 3);
-    p.settle();
-    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
-    p.nodes[A].fail_meta = false;
-    p.attach(A, V);
-    p.settle();
-    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
-    p.same_data();
-}
-
 /// While the own data are behind, the peer's copy is the one that counts: a flush under A or B has to wait for it.
 #[test]
 fn a_flush_of_an_inconsistent_primary_did_not_wait_for_the_good_copy() {
@@ -310,6 +295,7 @@ fn a_flush_of_an_inconsistent_primary_did_not_wait_for_the_good_copy() {
     }
 }
 
+/// A write whose activity-log transaction fails goes to the peer only, which has to mark it: told before, not after it.
 #[test]
 fn a_write_past_the_failed_disk_overtook_the_news_of_it() {
     let mut p = Pair::ready(8, &net(ReplProtocol::C));
