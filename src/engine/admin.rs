@@ -319,10 +319,9 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.discard_my_data = false;
         let state = vol.state;
-        let may_be_done = vol.target_may_be_done();
-        if let Some(disk) = vol.disk.as_mut() {
+        if vol.disk.is_some() {
             let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
-            let fresh = (lonely && (disk.sb.bitmap.0 == 0 || may_be_done)) || forced;
+            let fresh = (lonely && vol.lonely_writes_need_generation()) || forced;
             // No write is admitted before the primary indicator is durable.
             vol.promoting = Some(id);
             if forced {

@@ -313,16 +313,20 @@ impl Engine {
         let random = self.rng.gen_id();
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let primary = vol.state.role == Role::Primary;
+        let alone = vol.state.conn < ConnState::Connected;
         let may_be_done = vol.target_may_be_done();
         let Some(disk) = vol.disk.as_mut() else { return };
         let ids = match disk.ids() {
             // As if the end of the resync had been seen. If it had not come to that, the next handshake finds the
             // target's identifier in the history and starts over.
             ids if may_be_done => ids.finish_as_source().new_current(random.0, primary),
+            // Also when it is forced: the bitmap goes on to count from what the peer has.
+            ids if ids.bitmap.0 != 0 && (vol.target_unknown || alone) => ids.new_current_beside(random.0, primary),
             ids => ids.new_current(random.0, primary),
         };
         disk.set_ids(ids);
         vol.target_maybe_done = false;
+        vol.target_unknown = false;
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));

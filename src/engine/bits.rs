@@ -7,6 +7,7 @@ use crate::engine::fault::Fault;
 use crate::engine::request::PART_BYTES_MAX;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
+use crate::wire::state::Role;
 
 impl Engine {
     /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
@@ -31,6 +32,30 @@ impl Engine {
             self.peer_writes_stale(&writes);
         }
         newly
+    }
+
+    /// Marks a write that the peer missed although it was sent. If the target of a resync that broke off may hold this
+    /// generation, it must not hold this write's as well; while the resync runs, its end tells.
+    pub(crate) fn mark_missed(&mut self, v: VolumeNr, range: SectorRange) {
+        if let Some(vol) = self.volumes.get_mut(&v)
+            && vol.state.role == Role::Primary
+            && vol.target_may_be_done()
+        {
+            vol.target_missed_write = true;
+            self.renew_if_missed(v);
+        }
+        self.set_bits(v, range);
+    }
+
+    /// Begins the generation that is due since the target of a resync, now over, missed a write.
+    pub(crate) fn renew_if_missed(&mut self, v: VolumeNr) {
+        if let Some(vol) = self.volumes.get_mut(&v)
+            && vol.resync.is_none()
+            && std::mem::take(&mut vol.target_missed_write)
+        {
+            vol.target_maybe_done = true;
+            self.new_current_uuid(v);
+        }
     }
 
     /// Marks the whole blocks of a range in sync.

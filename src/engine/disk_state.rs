@@ -180,6 +180,7 @@ impl Engine {
             path,
             sb_dirty: true,
         });
+        vol.target_unknown = vol.disk.as_ref().is_some_and(|disk| disk.ids().resync_begun());
         let grew = vol.size != size;
         vol.size = size;
         self.log(
@@ -195,8 +196,8 @@ impl Engine {
             self.force(v, &StateChange::NONE.disk(DiskState::Failed));
             return Err(CommandError::State(refused));
         }
-        let unmarked = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb.bitmap.0 == 0);
-        if primary && before.conn < ConnState::Connected && unmarked {
+        let due = self.volumes.get(&v).is_some_and(super::volume::Volume::lonely_writes_need_generation);
+        if primary && before.conn < ConnState::Connected && due {
             // As at a promotion without a peer: what is written from here on, the peer does not have.
             self.new_current_uuid(v);
         }

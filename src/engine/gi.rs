@@ -84,14 +84,39 @@ impl GenIds {
         self
     }
 
-    /// The identifier that a source announces at the start of a resync (`P_SYNC_UUID`); `random` is used when the bitmap
-    /// slot names no generation.
+    /// A new data generation of which it is not known whether the target of a resync has the old one: the bitmap slot
+    /// stays (it tracks what a target that was not done needs), and the history remembers the old current (for a target
+    /// that was done).
+    #[must_use]
+    pub const fn new_current_beside(mut self, random: u64, primary: bool) -> Self {
+        self.history = [self.current.with_primary_bit(false), self.history[0]];
+        self.with_current(GenId(random), primary)
+    }
+
+    /// The identifier that a source announces at the start of a resync (`P_SYNC_UUID`). When the bitmap slot names no
+    /// generation it is drawn; 48 bits are then those of the current identifier, so that the slots tell for ever that
+    /// they are of a resync of this very generation ([`GenIds::resync_begun`]).
     #[must_use]
     pub const fn sync_uuid(&self, random: u64) -> GenId {
         match self.bitmap {
-            GenId::UNSET | GenId::JUST_CREATED => GenId(random),
+            GenId::UNSET | GenId::JUST_CREATED => {
+                let drawn = random & !STEPPED_BITS | self.current.0 & STEPPED_BITS & !1;
+                GenId(if (drawn ^ self.current.0) & !STEPPED_BITS == 0 { drawn ^ 1 << 63 } else { drawn })
+            }
             GenId(b) => GenId(b.wrapping_add(GenId::SYNC_STEP)),
         }
+    }
+
+    /// Whether a resync from here of the current generation has begun, and its end was not seen: the target may have
+    /// come to hold this generation, although the bitmap slot names an older one. (A drawn identifier that a kernel node
+    /// wrote cannot be told.)
+    #[must_use]
+    pub const fn resync_begun(&self) -> bool {
+        if self.bitmap.0 == 0 {
+            return false;
+        }
+        let stepped = self.bitmap.0.wrapping_sub(GenId::SYNC_STEP) | 1 == self.history[0].0 | 1;
+        stepped || (self.bitmap.0 ^ self.current.0) & STEPPED_BITS & !1 == 0
     }
 
     /// Start of a resync on the source, with the value of [`GenIds::sync_uuid`].
@@ -153,6 +178,9 @@ impl GenIds {
         Self { current: self.current, bitmap: self.history[0], history: [self.history[1], self.history[1]] }
     }
 }
+
+/// The bits of an identifier that [`GenId::SYNC_STEP`] leaves alone.
+const STEPPED_BITS: u64 = GenId::SYNC_STEP - 1;
 
 impl fmt::Display for GenIds {
     /// `current:bitmap:history0:history1`, 16 upper-case hexadecimal digits each.

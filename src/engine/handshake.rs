@@ -7,6 +7,10 @@
 //! Stricter than 8.4 in one place: a split brain whose bitmaps do not describe the divergence (rules 41 and 100) and
 //! that is resolved by hand resyncs all blocks; the kernel resyncs what the bitmaps name. The peer needs no knowledge of
 //! it, because the bitmaps are or-ed.
+//!
+//! And in another: an Inconsistent disk that holds the newer generation (its read errors were passed on while the peer
+//! had no disk), or one that diverged, is not overwritten by the older data because those are consistent. Nobody would be
+//! told that acknowledged writes are gone; the connection is refused until somebody decides ([`Run::disks_contradict`]).
 
 use super::gi::{Comparison, GenIds, GiInput, PeerUuids, UuidFlags, Verdict, compare};
 use super::handler::Handler;
@@ -34,6 +38,8 @@ pub struct HandshakeInput<'a> {
     pub own_bits_set: u64,
     /// Bits set in the own bitmap as announced in the last `P_UUIDS`: the own count of changes.
     pub own_changes: u64,
+    /// Bits that the own bitmap has, set or not. As many announced as set: the disk was invalidated.
+    pub all_bits: u64,
     /// Own crashed-primary flag.
     pub own_crashed_primary: bool,
     /// Own role.
@@ -88,6 +94,8 @@ pub enum RefuseReason {
     },
     /// Unresolved split brain.
     SplitBrain,
+    /// The newer or diverged data are on the one disk that is Inconsistent.
+    NewerInconsistent,
     /// This node should be the source, but its data are not consistent.
     SourceInconsistent,
     /// This node should be the target, but is Primary.
@@ -200,7 +208,7 @@ impl Run<'_> {
 
     fn direction(&mut self) -> Result<Decision, RefuseReason> {
         let verdict = self.comparable()?;
-        let verdict = self.override_by_disks(verdict);
+        let verdict = self.override_by_disks(verdict)?;
         let verdict = match verdict {
             Verdict::SplitBrain { auto } => self.resolve_split_brain(auto)?,
             other => other,
@@ -251,8 +259,27 @@ impl Run<'_> {
         if self.input.disk == DiskState::Negotiating { self.input.negotiation_disk } else { self.input.disk }
     }
 
-    /// Exactly one Inconsistent side never wins, whatever the identifiers say.
-    fn override_by_disks(&mut self, verdict: Verdict) -> Verdict {
+    /// Whether the data that would be overwritten because their disk is Inconsistent hold what the other side's do not,
+    /// and nobody gave them up: neither by invalidating them nor by discarding them at connect.
+    fn disks_contradict(&self, verdict: Verdict, own_better: bool) -> bool {
+        let input = self.input;
+        let loser_leads = match verdict {
+            Verdict::Source { .. } => !own_better,
+            Verdict::Target { .. } => own_better,
+            Verdict::SplitBrain { .. } => true,
+            _ => false,
+        };
+        let (changes, discards) = if own_better {
+            (input.peer.bits_set, input.peer.flags.has(UuidFlags::DISCARD_MY_DATA))
+        } else {
+            (input.own_changes, input.discard_my_data)
+        };
+        loser_leads && !discards && changes < input.all_bits
+    }
+
+    /// Exactly one Inconsistent side never wins, whatever the identifiers say; see [`Run::disks_contradict`] for when it
+    /// does not lose either.
+    fn override_by_disks(&mut self, verdict: Verdict) -> Result<Verdict, RefuseReason> {
         let (own, peer) = (self.own_disk(), self.input.peer_disk);
         let own_better = peer == DiskState::Inconsistent && own > DiskState::Inconsistent;
         let peer_better = own == DiskState::Inconsistent && peer > DiskState::Inconsistent;
@@ -260,14 +287,24 @@ impl Run<'_> {
             verdict,
             Verdict::SplitBrain { auto: false } | Verdict::Source { full: true } | Verdict::Target { full: true }
         );
+        if (own_better || peer_better) && self.disks_contradict(verdict, own_better) {
+            let (whose, other) = if own_better { ("the peer's", "this node's") } else { ("this node's", "the peer's") };
+            self.log.push(format!(
+                "Only {whose} data hold the latest writes, but they are inconsistent; {other} older data do not replace them \
+                 unasked. To go on with the older ones: connect --discard-my-data (or invalidate) where the data are \
+                 inconsistent; to go on with the newer ones: primary --force there"
+            ));
+            self.handlers.push(Handler::SplitBrain);
+            return Err(RefuseReason::NewerInconsistent);
+        }
         if own_better {
             self.say("Becoming sync source due to disk states.");
-            Verdict::Source { full }
+            Ok(Verdict::Source { full })
         } else if peer_better {
             self.say("Becoming sync target due to disk states.");
-            Verdict::Target { full }
+            Ok(Verdict::Target { full })
         } else {
-            verdict
+            Ok(verdict)
         }
     }
 

@@ -300,6 +300,7 @@ impl Engine {
             vol.discard_my_data = false;
             vol.peer.decided = true;
             vol.target_maybe_done = false;
+            vol.target_unknown = false;
         }
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);
@@ -331,6 +332,7 @@ impl Engine {
             own: &own,
             own_bits_set: vol.map_or(0, super::volume::Volume::out_of_sync_bits),
             own_changes: vol.map_or(0, |vol| vol.bits_sent),
+            all_bits: vol.and_then(|vol| vol.disk.as_ref()).map_or(u64::MAX, |disk| disk.bitmap.bits()),
             own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary) && !blind,
             own_role: state.role,
             disk: state.disk,

@@ -270,6 +270,8 @@ impl Engine {
             if let Some(uuids) = vol.peer.uuids.as_mut() {
                 uuids.ids = ids;
             }
+            vol.target_maybe_done = false;
+            vol.target_missed_write = false;
         }
         vol.resync = None;
         self.log(Level::Info, Some(v), text);
@@ -354,6 +356,7 @@ impl Engine {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);
         }
         self.out.push(Action::CancelTimer(Timer::Resync(v)));
+        self.renew_if_missed(v);
         self.retry_blocked(v);
     }
 }

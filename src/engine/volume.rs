@@ -151,6 +151,11 @@ pub(crate) struct Volume {
     /// A resync from here broke off when everything had been sent: the target may hold this generation, and the bitmap
     /// identifier says the contrary. The first write without the peer begins a new one.
     pub target_maybe_done: bool,
+    /// The target, which may already hold this generation, missed a write while the resync ran.
+    pub target_missed_write: bool,
+    /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, and the peer
+    /// has not been asked since: a promotion without it begins a new generation.
+    pub target_unknown: bool,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,
@@ -196,6 +201,12 @@ impl Volume {
         self.target_maybe_done || (running && self.out_of_sync_bits() <= under_way)
     }
 
+    /// Whether a Primary without its peer has to begin a new generation: the peer has the current one, or may have it.
+    pub(crate) fn lonely_writes_need_generation(&self) -> bool {
+        let unmarked = self.disk.as_ref().is_some_and(|disk| disk.sb.bitmap.0 == 0);
+        unmarked || self.target_unknown || self.target_may_be_done()
+    }
+
     pub(crate) fn new(nr: VolumeNr, opts: DiskOptions) -> Self {
         Self {
             nr,
@@ -216,6 +227,8 @@ impl Volume {
             resync: None,
             resync_unacked: BTreeMap::new(),
             target_maybe_done: false,
+            target_missed_write: false,
+            target_unknown: false,
             seq: SeqNr(0),
             counters: Counters::default(),
             crashed_primary: false,

@@ -19,7 +19,7 @@ impl Engine {
             if how == AckKind::Negative {
                 // Protocol A and B: the write may be long completed; its blocks are marked all the same.
                 if let Some(range) = SectorRange::from_bytes(ack.sector, u64::from(ack.blksize)) {
-                    self.set_bits(v, range);
+                    self.mark_missed(v, range);
                     self.source_failed(v, range);
                 }
                 return;
@@ -58,7 +58,7 @@ impl Engine {
         if how == AckKind::Negative {
             // At once: a bitmap exchange may follow before the epoch is retired.
             if !self.faulty(Fault::PeerErrorUnmarked) {
-                self.set_bits(v, range);
+                self.mark_missed(v, range);
             }
             self.source_failed(v, range);
         }
@@ -140,7 +140,7 @@ impl Engine {
                 request.retired = true;
                 let (v, range) = (request.volume, request.range);
                 if marks {
-                    self.set_bits(v, range);
+                    self.mark_missed(v, range);
                 }
             }
             self.progress(key);

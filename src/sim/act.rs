@@ -215,6 +215,7 @@ impl World {
                     self.stats.split_brains += 1;
                     self.nodes[node].split_brain = true;
                 }
+                self.nodes[node].split_brain |= text.contains("data hold the latest writes");
                 self.nodes[node].must_demote |= text.contains("I shall become SyncTarget, but I am primary");
                 self.nodes[node].unrelated |= text.starts_with("Unrelated data");
                 self.nodes[node].note(text);

@@ -188,6 +188,8 @@ impl Model {
             && write.protocol_c == (scene.protocol == 'C');
         write.kept[own] = [local, local && write.fua];
         write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
+        // What the peer confirmed went with its power while this node's half was under way.
+        write.lost[peer] |= scene.peer_good && !undisturbed(peer);
         write.received_only = scene.protocol == 'B';
         let (volume, start, count) = (write.volume, write.start, write.count);
         let vol = &mut self.volumes[volume];

@@ -445,7 +445,9 @@ impl World {
         if !self.nodes.iter().all(super::node::Node::is_up) {
             return;
         }
-        let (survivor, victim) = (self.prefer, 1 - self.prefer);
+        let bad = |n: usize| self.nodes[n].volumes.iter().any(|v| v.seen.disk == DiskState::Inconsistent);
+        let survivor = if bad(self.prefer) && !bad(1 - self.prefer) { 1 - self.prefer } else { self.prefer };
+        let victim = 1 - survivor;
         for volume in 0..self.differs.len() {
             self.order(victim, volume, Order::Secondary { close: true });
         }

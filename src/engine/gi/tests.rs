@@ -215,12 +215,35 @@ fn the_sync_identifier_counts_starts() {
     assert_eq!(captured.sync_uuid(7), GenId(0xbbb2_8bf6_3f1b_8d6d));
     let wrapping = GenIds::from_slots([A, u64::MAX, 0, 0]);
     assert_eq!(wrapping.sync_uuid(7), GenId(0x0000_ffff_ffff_ffff));
-    assert_eq!(GenIds::from_slots([A, 0, 0, 0]).sync_uuid(7), GenId(7));
-    assert_eq!(GenIds::from_slots([A, 4, 0, 0]).sync_uuid(7), GenId(7));
+    for unset in [0, 4] {
+        let ids = GenIds::from_slots([A | 1, unset, 0, 0]);
+        let drawn = ids.sync_uuid(0x1234_5678_9abc_def1);
+        assert_eq!((drawn.0 >> 48, drawn.0 << 16), (0x1234, (A & !1) << 16), "drawn above, the generation's below");
+        assert_ne!(ids.sync_uuid(A).masked(), ids.current.masked(), "never the generation itself");
+    }
 
     let before = GenIds::from_slots([A, 0x2D33_6433_BC1D_6E8C, 0, 0]);
     let after = before.start_as_source(before.sync_uuid(0));
     assert_eq!(after.slots(), [A, 0x2D34_6433_BC1D_6E8C, 0x2D33_6433_BC1D_6E8C, 0]);
+}
+
+#[test]
+fn the_slots_tell_that_a_resync_of_this_generation_began() {
+    for bitmap in [0, 4, B | 1] {
+        let degraded = GenIds::from_slots([A | 1, bitmap, D, E]);
+        assert!(!degraded.resync_begun());
+        let mut begun = degraded;
+        for random in 1..4 {
+            begun = begun.start_as_source(begun.sync_uuid(random << 50));
+            assert!(begun.resync_begun(), "start {random} from bitmap slot {bitmap:x}: {begun}");
+        }
+        assert!(!begun.finish_as_source().resync_begun());
+        assert!(!begun.finish_as_source().new_current(G, true).resync_begun());
+        let beside = begun.new_current_beside(G, true);
+        assert_eq!(beside.slots(), [G | 1, begun.bitmap.0, A, begun.history[0].0]);
+        assert!(!beside.resync_begun(), "nobody can have it yet");
+        assert!(beside.start_as_source(beside.sync_uuid(0)).resync_begun());
+    }
 }
 
 /// Both nodes equal; the link breaks under a Primary; resync after the reconnect.

@@ -9,6 +9,8 @@ const B: u64 = 0xB2B2_0000_3333_4440;
 const D: u64 = 0xD4D4_0000_5555_6660;
 const E: u64 = 0xE5E5_0000_7777_8880;
 
+const ALL_BITS: u64 = 1000;
+
 /// One node of a connection: what it knows of itself.
 #[derive(Clone, Debug)]
 struct Node {
@@ -62,6 +64,7 @@ impl Node {
             own: &self.ids,
             own_bits_set: self.bits,
             own_changes: self.bits,
+            all_bits: ALL_BITS,
             own_crashed_primary: self.crashed,
             own_role: self.role,
             disk: self.disk,
@@ -159,14 +162,31 @@ fn the_log_is_drbds() {
 fn one_inconsistent_disk_never_wins() {
     let bad = |slots| node(slots).disk(DiskState::Inconsistent);
     assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([A, 0, 0, 0])), (TARGET, SOURCE));
-    assert_eq!(decisions(&bad([B, A, 0, 0]), &node([A, 0, 0, 0])), (TARGET, SOURCE));
-    assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([B, 0, 0, 0])), (FULL_TARGET, FULL_SOURCE));
-    assert_eq!(decisions(&bad([A, D, 0, 0]), &node([B, D, 0, 0])), (TARGET, SOURCE));
-    assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([4, 0, 0, 0])), (FULL_TARGET, FULL_SOURCE));
-    let outcome = bad([A, 0, 0, 0]).meets(&node([B, 0, 0, 0]));
+    let invalidated = |slots| Node { bits: ALL_BITS, ..bad(slots) };
+    assert_eq!(decisions(&invalidated([B, A, 0, 0]), &node([A, 0, 0, 0])), (TARGET, SOURCE));
+    assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([B, A, 0, 0])), (TARGET, SOURCE));
+    assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([B, D, A, 0])), (FULL_TARGET, FULL_SOURCE));
+    assert_eq!(decisions(&invalidated([A, D, 0, 0]), &node([B, D, 0, 0])), (TARGET, SOURCE));
+    let outcome = bad([A, 0, 0, 0]).meets(&node([A, 0, 0, 0]));
     assert!(outcome.handlers.is_empty());
     assert!(says(&outcome, "Becoming sync target due to disk states."));
     assert!(says(&node([A, 0, 0, 0]).meets(&bad([A, 0, 0, 0])), "Becoming sync source due to disk states."));
+}
+
+#[test]
+fn an_inconsistent_disk_with_the_latest_writes_is_not_overwritten_unasked() {
+    let bad = |slots| Node { bits: ALL_BITS - 1, ..node(slots).disk(DiskState::Inconsistent) };
+    let refused =
+        (Decision::Refuse(RefuseReason::NewerInconsistent), Decision::Refuse(RefuseReason::NewerInconsistent));
+    for (newer, older) in [([B, A, 0, 0], [A, 0, 0, 0]), ([B, D, A, 0], [A, 0, 0, 0]), ([A, D, 0, 0], [B, D, 0, 0])] {
+        assert_eq!(decisions(&bad(newer), &node(older)), refused);
+        let said = bad(newer).meets(&node(older)).log;
+        assert!(said.iter().any(|line| line.starts_with("Only this node's data hold the latest writes")), "{said:?}");
+        let given_up = Node { discard: true, ..bad(newer) };
+        let (own, peer) = decisions(&given_up, &node(older));
+        assert!(matches!((own, peer), (Decision::Target { .. }, Decision::Source { .. })), "{own:?} {peer:?}");
+    }
+    assert_eq!(decisions(&bad([A, 0, 0, 0]), &node([A, 0, 0, 0])), (TARGET, SOURCE), "one generation");
 }
 
 #[test]
@@ -304,6 +324,7 @@ fn what_needs_a_feature_is_refused_by_name() {
         own: &n1.ids,
         own_bits_set: 0,
         own_changes: 0,
+        all_bits: ALL_BITS,
         own_crashed_primary: false,
         own_role: Role::Primary,
         disk: DiskState::UpToDate,

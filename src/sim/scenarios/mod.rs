@@ -6,6 +6,7 @@
 mod activity_log;
 mod blocks;
 mod generations;
+mod generations_unseen;
 mod liveness;
 mod resync;
 mod writes;
