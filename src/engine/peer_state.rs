@@ -299,8 +299,11 @@ impl Engine {
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.discard_my_data = false;
             vol.peer.decided = true;
-            vol.target_maybe_done = false;
-            vol.target_unknown = false;
+            if view.handshake {
+                vol.target_maybe_done = false;
+                vol.target_missed_write = false;
+                vol.target_unknown = false;
+            }
         }
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);

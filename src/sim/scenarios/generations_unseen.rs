@@ -1,6 +1,6 @@
 //! Generation identifiers when one node does not see how a resync ended, or the newest data are not whole.
 
-use super::super::plan::{DiskFault, Order};
+use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::regression;
 use super::super::world::{A, B};
 use super::{primary, resyncing};
@@ -70,15 +70,21 @@ fn a_source_that_restarts_often_stays_related() {
     });
 }
 
-/// The target's disk fails when the resync is as good as over, under a write: the write belongs to a generation that the
+/// The target loses its disk when the resync is as good as over, under a write or before one: the write belongs to a generation that the
 /// target's disk does not have.
 #[test]
 fn a_write_missed_at_the_end_of_a_resync_is_not_of_the_targets_generation() {
-    regression(48, &[], |k, scenario| {
+    regression(64, &[], |k, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::Detach), 16);
-        s.packets(k / 2);
-        s.b().fail(DiskFault::Write, 1);
-        let late = s.a().start_write(4096, 8);
+        s.packets(k / 4 * 2);
+        let late = if k % 4 < 2 {
+            s.b().fail(DiskFault::Write, 1);
+            s.a().start(ClientOp::Write { fua: true }, 4096, 8)
+        } else {
+            s.b().start_order(Order::Detach { force: true });
+            s.wait(200);
+            s.a().start(ClientOp::Write { fua: true }, 4096, 8)
+        };
         s.wait(200);
         if k % 2 == 0 {
             s.a().crash();
