@@ -152,6 +152,14 @@ impl Engine {
         }
     }
 
+    /// Whether a question is open that a refusal answers. The meta socket may bring refusals of a resync that was given up
+    /// when the next one runs; they say nothing that matters any more.
+    fn asked_for(&self, v: VolumeNr, sector: Sector, blksize: u32) -> bool {
+        let resync = self.volumes.get(&v).and_then(|vol| vol.resync.as_ref());
+        let asked = resync.and_then(|resync| resync.in_flight.get(&sector.0));
+        asked.is_some_and(|asked| !asked.answered && asked.range.bytes() == u64::from(blksize))
+    }
+
     /// Finds the request that an answer belongs to; complains if there is none while a resync runs.
     pub(crate) fn take_answer(
         &mut self,
@@ -205,7 +213,9 @@ impl Engine {
 
     /// The source could not read the range.
     pub(crate) fn on_rs_negative(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_NEG_RS_DREPLY") {
+        if self.asked_for(v, sector, blksize)
+            && let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_NEG_RS_DREPLY")
+        {
             self.resync_failed(v, range);
             self.drop_request(v, range);
         }
@@ -213,7 +223,9 @@ impl Engine {
 
     /// The source dropped the request.
     pub(crate) fn on_rs_cancel(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_RS_CANCEL") {
+        if self.asked_for(v, sector, blksize)
+            && let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_RS_CANCEL")
+        {
             if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
                 resync.note_set(range.start.bm_bit().0);
             }
