@@ -5,10 +5,12 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::engine::event::{CommandId, LinkNr, OpId, RequestId, Socket, Timer};
+use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
+use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
-use crate::wire::state::StateResult;
+use crate::wire::state::{ConnState, StateResult};
 
 /// Why a client request failed; frontends map it to their errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +123,27 @@ pub enum Notice {
         volume: Option<VolumeNr>,
         /// The text, without prefix.
         text: String,
+        /// What it says, for programs.
+        fact: Option<Fact>,
+    },
+}
+
+/// What a line of the log says, as data: nobody has to look for it in a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The identifiers of both nodes were compared; with the last line of it.
+    Handshake {
+        /// Number of the rule that matched, one of [`RULES`](super::gi::RULES).
+        rule: u16,
+        /// Both nodes had changed their data, whatever came of it.
+        split_brain: bool,
+        /// Why there is no way.
+        refused: Option<RefuseReason>,
+    },
+    /// The peer sent what it must not send; the connection is dropped.
+    Illegal {
+        /// A packet that does not fit the state of the volume, where that is what is wrong.
+        unexpected: Option<(Kind, ConnState)>,
     },
 }
 

@@ -14,6 +14,7 @@ use crate::units::VolumeNr;
 use crate::wire::bitmap::{BitSink, BitSource, BitmapReceiver, BitmapSender, Progress, SendStep};
 use crate::wire::error::BitmapFault;
 use crate::wire::feature::Version;
+use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
 
@@ -135,7 +136,7 @@ impl Engine {
         let version = Version::new(self.conn.version).unwrap_or(Version::MAX);
         let conn = self.state(v).conn;
         if !matches!(conn, ConnState::WfBitMapS | ConnState::WfBitMapT) {
-            return self.peer_error(name, format!("not expected in state {conn}"));
+            return self.unexpected(if compressed { Kind::CompressedBitmap } else { Kind::Bitmap }, conn);
         }
         let replaces = self.faulty(Fault::BitmapReplaced);
         let Some(vol) = self.volumes.get_mut(&v) else { return };

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, Level, LinkAction};
+use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
@@ -16,6 +16,7 @@ use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::DpFlags;
+use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::ConnState;
@@ -329,7 +330,17 @@ impl Engine {
 
     /// The peer sent something that it must not send.
     pub(crate) fn peer_error(&mut self, packet: &'static str, text: impl std::fmt::Display) {
-        self.log(Level::Error, None, format!("{packet}: {text}; dropping the connection"));
+        self.illegal(packet, text, None);
+    }
+
+    /// The peer sent a packet that does not fit the state of the volume.
+    pub(crate) fn unexpected(&mut self, packet: Kind, conn: ConnState) {
+        self.illegal(packet.name(), format!("not expected in state {conn}"), Some((packet, conn)));
+    }
+
+    fn illegal(&mut self, packet: &str, text: impl std::fmt::Display, unexpected: Option<(Kind, ConnState)>) {
+        let line = format!("{packet}: {text}; dropping the connection");
+        self.log_fact(Level::Error, None, line, Some(Fact::Illegal { unexpected }));
         self.drop_link(ConnState::ProtocolError);
     }
 

@@ -12,6 +12,7 @@
 //! had no disk), or one that diverged, is not overwritten by the older data because those are consistent. Nobody would be
 //! told that acknowledged writes are gone; the connection is refused until somebody decides ([`Run::disks_contradict`]).
 
+use super::action::Fact;
 use super::gi::{Comparison, GenIds, GiInput, PeerUuids, UuidFlags, Verdict, compare};
 use super::handler::Handler;
 use super::split_brain::{AfterSbPolicies, SbDecision, SbInput, primaries, recover};
@@ -100,6 +101,8 @@ pub enum RefuseReason {
     SourceInconsistent,
     /// This node should be the target, but is Primary.
     TargetIsPrimary,
+    /// The peer should be the target of this node, which attaches, but is Primary.
+    PeerIsPrimary,
     /// Dry run.
     DryRun,
 }
@@ -136,6 +139,19 @@ pub struct Outcome {
     pub handlers: Vec<Handler>,
     /// DRBD's log lines, without prefix, in order.
     pub log: Vec<String>,
+}
+
+impl Outcome {
+    /// What it comes to, for the last line of the log.
+    #[must_use]
+    pub fn fact(&self) -> Fact {
+        let refused = match self.decision {
+            Decision::Refuse(reason) => Some(reason),
+            Decision::Connected | Decision::Source { .. } | Decision::Target { .. } => None,
+        };
+        let split_brain = self.handlers.contains(&Handler::InitialSplitBrain);
+        Fact::Handshake { rule: self.comparison.rule, split_brain, refused }
+    }
 }
 
 /// The peer's disk as the handshake sees it: a Negotiating one counts as what its identifiers' flags say.
@@ -414,7 +430,7 @@ impl Run<'_> {
                     && input.rr_conflict != RrConflict::Violently =>
             {
                 self.say("The peer shall become SyncTarget, but it is primary!");
-                Err(RefuseReason::TargetIsPrimary)
+                Err(RefuseReason::PeerIsPrimary)
             }
             _ => Ok(()),
         }

@@ -70,7 +70,7 @@ use crate::units::{Timestamp, VolumeNr};
 use crate::wire::kind::Scope;
 use crate::wire::packet::Packet;
 use crate::wire::state::ConnState;
-use action::{Action, Level, Notice};
+use action::{Action, Fact, Level, Notice};
 use event::{CommandId, Event, Socket, Timer};
 use peer_request::PeerKind;
 use request::AckKind;
@@ -309,7 +309,18 @@ impl Engine {
     }
 
     pub(crate) fn log(&mut self, level: Level, volume: Option<VolumeNr>, text: impl Into<String>) {
-        self.out.push(Action::Notice(Notice::Log { level, volume, text: text.into() }));
+        self.log_fact(level, volume, text, None);
+    }
+
+    /// The same for a line that says something to programs, too.
+    pub(crate) fn log_fact(
+        &mut self,
+        level: Level,
+        volume: Option<VolumeNr>,
+        text: impl Into<String>,
+        fact: Option<Fact>,
+    ) {
+        self.out.push(Action::Notice(Notice::Log { level, volume, text: text.into(), fact }));
     }
 
     pub(crate) fn log_error(&mut self, v: VolumeNr, text: String) {

@@ -251,8 +251,8 @@ impl Engine {
                 vol.consider_resync = false;
             }
             let outcome = self.handshake(v, ps, view.real_disk);
-            for line in &outcome.log {
-                self.log(Level::Info, Some(v), line.clone());
+            for (line, left) in outcome.log.iter().zip((0..outcome.log.len()).rev()) {
+                self.log_fact(Level::Info, Some(v), line.clone(), (left == 0).then(|| outcome.fact()));
             }
             for handler in &outcome.handlers {
                 self.log(Level::Warn, Some(v), format!("event {handler:?}: handlers are not run in this version"));

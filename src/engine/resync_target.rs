@@ -13,6 +13,7 @@ use crate::engine::resync::{InFlight, RANGE_KEY, Resync, done_text};
 use crate::engine::state::{ChangeMode, StateChange};
 use crate::limits::{BM_BLOCK_BYTES, RESYNC_REQUEST_BYTES};
 use crate::units::{BlockId, BmBit, GenId, Sector, SectorRange, Sectors, VolumeNr};
+use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
 use crate::wire::resync::{BlockDesc, BlockReq};
 use crate::wire::state::{ConnState, DiskState, Role};
@@ -28,7 +29,7 @@ impl Engine {
                     vol.early_sync_uuid = Some(uuid);
                 }
             }
-            _ => self.peer_error("P_SYNC_UUID", format!("not expected in state {conn}")),
+            _ => self.unexpected(Kind::SyncUuid, conn),
         }
     }
 

@@ -339,7 +339,7 @@ impl Core {
                 self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
             }
-            Notice::Log { level, volume, text } => {
+            Notice::Log { level, volume, text, fact: _ } => {
                 let volume = volume.map(|v| v.0);
                 match level {
                     Level::Info => tracing::info!(resource, volume, "{text}"),

@@ -2,13 +2,15 @@
 
 use super::coverage::Group;
 use super::device::Io;
-use super::node::nr;
+use super::node::{Illegal, nr};
 use super::plan::DiskFault;
 use super::world::{Asked, Checker, Due, World};
-use crate::engine::action::{Action, ClientResult, DiskOp, LinkAction, Notice};
+use crate::engine::action::{Action, ClientResult, DiskOp, Fact, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
+use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
+use crate::wire::kind::Kind;
 use crate::wire::state::{ConnState, DiskState};
 
 impl World {
@@ -203,22 +205,26 @@ impl World {
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
             }
-            Notice::Log { text, volume, .. } => {
+            Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
                     Some(volume) => format!("vol {volume} log: {text}"),
                     None => format!("log: {text}"),
                 });
-                if let Some(rule) = text.rsplit_once("by rule ").map(|(_, rule)| rule.to_owned()) {
-                    self.coverage.count(Group::Rule, rule.trim());
+                match fact {
+                    Some(Fact::Handshake { rule, split_brain, refused }) => {
+                        self.coverage.count(Group::Rule, &rule.to_string());
+                        self.stats.split_brains += u64::from(split_brain);
+                        let it = &mut self.nodes[node];
+                        it.split_brain |= split_brain;
+                        it.must_demote |= refused == Some(RefuseReason::TargetIsPrimary);
+                        it.unrelated |= refused == Some(RefuseReason::Unrelated);
+                        it.newer_inconsistent |= refused == Some(RefuseReason::NewerInconsistent);
+                    }
+                    Some(Fact::Illegal { unexpected }) => {
+                        self.nodes[node].illegal = Some(Illegal { unexpected, text });
+                    }
+                    None => {}
                 }
-                if text.contains("Split-Brain detected") {
-                    self.stats.split_brains += 1;
-                    self.nodes[node].split_brain = true;
-                }
-                self.nodes[node].split_brain |= text.contains("data hold the latest writes");
-                self.nodes[node].must_demote |= text.contains("I shall become SyncTarget, but I am primary");
-                self.nodes[node].unrelated |= text.starts_with("Unrelated data");
-                self.nodes[node].note(text);
             }
         }
     }
@@ -271,21 +277,25 @@ impl World {
             self.unchecked_all[volume] = true;
             self.model.new_era(self.tick, volume);
         }
+        if new.conn == ConnState::WfReportParams {
+            self.nodes[node].illegal = None;
+        }
         if new.conn == ConnState::ProtocolError {
-            let last: Vec<&str> = self.nodes[node].log.iter().rev().take(3).map(String::as_str).collect();
-            let why = last.iter().find(|line| line.contains("dropping the connection")).copied().unwrap_or_default();
-            // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it: starting
-            // over with a new connection is the safe way out, because nobody can tell old from new ones.
-            let crossed = ["P_BITMAP", "P_COMPRESSED_BITMAP", "P_SYNC_UUID"].iter().any(|name| why.starts_with(name));
-            if crossed && why.contains("not expected in state Connected") {
-                return self.coverage.count(Group::Fault, "resync given up while it began");
+            let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            match illegal.unexpected {
+                // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it:
+                // starting over with a new connection is the safe way out, because nobody can tell old from new ones.
+                Some((Kind::Bitmap | Kind::CompressedBitmap | Kind::SyncUuid, ConnState::Connected)) => {
+                    return self.coverage.count(Group::Fault, "resync given up while it began");
+                }
+                // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the
+                // source, find out before a block moved, and start over.
+                Some((Kind::SyncUuid, ConnState::SyncSource)) => {
+                    return self.coverage.count(Group::Fault, "two sources");
+                }
+                _ => {}
             }
-            // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the source,
-            // find out before a block moved, and start over.
-            if why.starts_with("P_SYNC_UUID: not expected in state SyncSource") {
-                return self.coverage.count(Group::Fault, "two sources");
-            }
-            let why = why.to_owned();
+            let why = illegal.text;
             self.fail(
                 Checker::Sanity,
                 format!("node {} takes the other engine's packets for illegal: {why}", ["A", "B"][node]),

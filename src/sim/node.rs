@@ -16,10 +16,17 @@ use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
 use crate::meta::{AlStripes, MetaIo, MetaKind, Place};
 use crate::units::{Sectors, Timestamp, VolumeNr};
+use crate::wire::kind::Kind;
 use crate::wire::state::ConnState;
 
-/// Lines of an engine's log that are kept for a report.
-const LOG_LINES: usize = 200;
+/// Why an engine dropped a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Illegal {
+    /// A packet that came in a state that it does not fit.
+    pub unexpected: Option<(Kind, ConnState)>,
+    /// The engine's words.
+    pub text: String,
+}
 
 /// What fails next on a volume's devices.
 #[derive(Clone, Copy, Debug, Default)]
@@ -142,8 +149,8 @@ pub struct Node {
     pub batch: bool,
     /// Dies after so many more actions; true: by a power cut.
     pub doomed: Option<(u32, bool)>,
-    /// The engine's log.
-    pub log: VecDeque<String>,
+    /// What the peer sent on this link that the engine took for illegal.
+    pub illegal: Option<Illegal>,
     /// State of the connection that was last announced.
     pub conn: ConnState,
     /// The engine is being called.
@@ -160,6 +167,8 @@ pub struct Node {
     pub must_demote: bool,
     /// The peer's data were found to have no common past.
     pub unrelated: bool,
+    /// The latest writes are on an Inconsistent disk, and the connection was refused.
+    pub newer_inconsistent: bool,
     /// Attaches refused in this life.
     pub refused_attach: u32,
     /// Needs `--discard-my-data` at the next connect: a split brain was found.
@@ -208,12 +217,13 @@ impl Node {
             results: BTreeMap::new(),
             batch: false,
             doomed: None,
-            log: VecDeque::new(),
+            illegal: None,
             conn: ConnState::StandAlone,
             busy: false,
             queued: VecDeque::new(),
             actions: Vec::new(),
             unrelated: false,
+            newer_inconsistent: false,
             must_demote: false,
             refused_attach: 0,
             split_brain: false,
@@ -271,14 +281,6 @@ impl Node {
             vol.seen = VolumeState::default();
         }
         changed
-    }
-
-    /// A line of the engine's log.
-    pub fn note(&mut self, line: String) {
-        if self.log.len() == LOG_LINES {
-            self.log.pop_front();
-        }
-        self.log.push_back(line);
     }
 }
 

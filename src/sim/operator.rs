@@ -297,6 +297,9 @@ impl World {
         if self.nodes.iter().any(|n| n.split_brain) {
             self.resolve();
         }
+        if self.nodes.iter().any(|n| n.newer_inconsistent) {
+            self.give_up_or_force();
+        }
         for node in [A, B] {
             if !self.nodes[node].is_up() {
                 continue;
@@ -440,14 +443,34 @@ impl World {
         }
     }
 
+    /// The latest writes are on an Inconsistent disk: the operator gives them up, or makes do with them.
+    fn give_up_or_force(&mut self) {
+        if !self.nodes.iter().all(super::node::Node::is_up) {
+            return;
+        }
+        for volume in 0..self.differs.len() {
+            let seen = [A, B].map(|n| self.nodes[n].volumes[volume].seen);
+            let free = seen.iter().all(|s| s.role == Role::Secondary);
+            let parted = seen.iter().all(|s| s.conn < ConnState::Connected);
+            for node in [A, B] {
+                if parted && seen[node].disk == DiskState::Inconsistent && seen[1 - node].disk > DiskState::Inconsistent
+                {
+                    let force = free && self.now.is_multiple_of(2);
+                    self.order(node, volume, if force { Order::Primary { force } } else { Order::Invalidate });
+                }
+            }
+        }
+        for node in &mut self.nodes {
+            node.newer_inconsistent = false;
+        }
+    }
+
     /// A split brain was found: the operator decides for the node that the manager prefers.
     fn resolve(&mut self) {
         if !self.nodes.iter().all(super::node::Node::is_up) {
             return;
         }
-        let bad = |n: usize| self.nodes[n].volumes.iter().any(|v| v.seen.disk == DiskState::Inconsistent);
-        let survivor = if bad(self.prefer) && !bad(1 - self.prefer) { 1 - self.prefer } else { self.prefer };
-        let victim = 1 - survivor;
+        let (survivor, victim) = (self.prefer, 1 - self.prefer);
         for volume in 0..self.differs.len() {
             self.order(victim, volume, Order::Secondary { close: true });
         }

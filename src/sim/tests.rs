@@ -1,5 +1,6 @@
 //! The simulator itself: replays are equal, and what is broken on purpose is noticed.
 
+use super::coverage::Group;
 use super::device::Defect;
 use super::run::{Rig, rigged, run, seed};
 use super::world::Checker;
@@ -25,6 +26,7 @@ fn a_sound_run_is_sound() {
     let outcome = seed(SEED, None, false);
     assert_eq!(outcome.violation, None);
     assert!(outcome.stats.operations > 100 && outcome.stats.crashes > 0);
+    assert_ne!(outcome.coverage.group(Group::Rule), [], "the engine does not say which rules decided");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
+mod crash_states;
+mod executor;
 mod lab_command;
 mod packages;
 mod sim;
@@ -33,6 +35,33 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// Every crash state of recorded metadata writes: attached, and a part through the real drbdmeta (root on Debian: installed)
+    CrashStates {
+        /// Crash states of each scenario that must be attached
+        #[arg(long, default_value_t = crash_states::STATES)]
+        states: u64,
+        /// Images of all scenarios that the real drbdmeta reads and recovers, too
+        #[arg(long, default_value_t = crash_states::IMAGES)]
+        images: u64,
+        /// First seed
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Do not install anything
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// Rounds of two nodes with the production executor: real threads, disks and sockets that fail
+    Executor {
+        /// How many
+        #[arg(long, default_value_t = executor::ROUNDS)]
+        rounds: u64,
+        /// Seed of the first
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Rounds that end well tell their story, too
+        #[arg(long)]
+        tell: bool,
+    },
     /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
     Tidy {
         /// Shrink the list of long files to what is there
@@ -48,6 +77,10 @@ fn main() -> ExitCode {
     match Command::parse() {
         Command::Test { no_install, filter } => test::run(!no_install, &filter),
         Command::Sim { args } => sim::run(&args),
+        Command::CrashStates { states, images, seed, no_install } => {
+            crash_states::run(&crash_states::Order { states, images, seed, install: !no_install })
+        }
+        Command::Executor { rounds, from, tell } => executor::run(rounds, from, tell),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
             eprintln!("lab: {err}");
             ExitCode::from(2)

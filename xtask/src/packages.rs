@@ -22,19 +22,24 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tshark", "the DRBD dissector"),
 ];
 
-/// Packages that are not installed; all of them where there is no dpkg.
-fn missing() -> Vec<&'static str> {
+/// Packages that are not installed, of those that `wanted` names; all of these where there is no dpkg.
+fn missing(wanted: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let installed = |name: &str| {
         let query = Command::new("dpkg-query").args(["-W", "-f", "${Status}", name]).stderr(Stdio::null()).output();
         query.is_ok_and(|out| out.stdout.ends_with(b"ok installed"))
     };
-    PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect()
+    PACKAGES.iter().map(|(name, _)| *name).filter(|name| wanted(name) && !installed(name)).collect()
 }
 
 /// Installs what is missing where that is possible (root, apt-get); the error is a hint in one line. Tests that need a tool
 /// which is not there skip themselves.
 pub fn ensure() -> Result<(), String> {
-    let missing = missing();
+    ensure_those(|_| true)
+}
+
+/// The same for those packages that `wanted` names.
+pub fn ensure_those(wanted: impl Fn(&str) -> bool) -> Result<(), String> {
+    let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
     }

@@ -32,7 +32,8 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 /// Plays the share of this commit; `None` when it could not be played, else whether it was sound.
 pub fn share() -> Option<bool> {
-    let from = first_seed();
+    // Another window with every commit, always inside of what the full run covers.
+    let from = drawn(FULL - SHARE);
     let seeds = format!("{from}..{}", from + SHARE);
     println!("simulator: seeds {seeds}, each twice");
     let tool = match tool() {
@@ -46,12 +47,12 @@ pub fn share() -> Option<bool> {
     Some(status.success())
 }
 
-/// Another window with every commit, always inside of what the full run covers.
-fn first_seed() -> u64 {
+/// Another number below `end` with every commit.
+pub fn drawn(end: u64) -> u64 {
     let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(xtask::tidy::root()).output();
     let text = head.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
     let number = u64::from_str_radix(text.get(..8).unwrap_or_default(), 16).unwrap_or(0);
-    number % (FULL - SHARE)
+    number % end
 }
 
 fn tool() -> Result<PathBuf, String> {

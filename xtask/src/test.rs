@@ -6,13 +6,13 @@ use std::process::{Command, ExitCode, Stdio};
 
 use xtask::lab::KERNEL_VARIABLE;
 
-use crate::packages;
+use crate::{crash_states, packages};
 
 /// Sums of the `test result:` lines.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub struct Tally {
+    pub passed: u64,
+    pub failed: u64,
     skipped: u64,
     /// Why cases were skipped, each reason once.
     reasons: Vec<String>,
@@ -42,6 +42,24 @@ impl Tally {
     }
 }
 
+/// Runs `cargo test` as `command` says; `each` gets every line of it. Its success, and the sums.
+pub fn tallied(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Result<(bool, Tally)> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut tally = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line);
+            each(&text);
+            tally.line(text.trim_end());
+            line.clear();
+        }
+    }
+    let success = child.wait().is_ok_and(|status| status.success());
+    Ok((success, tally))
+}
+
 /// Runs the tests; `filter` goes to every test binary.
 pub fn run(install: bool, filter: &[String]) -> ExitCode {
     if install && let Err(hint) = packages::ensure() {
@@ -62,26 +80,14 @@ pub fn run(install: bool, filter: &[String]) -> ExitCode {
         // Named relative to the caller's directory, perhaps; tests run elsewhere.
         command.env(KERNEL_VARIABLE, std::path::absolute(&kernel).unwrap_or_else(|_| PathBuf::from(kernel)));
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child = match child {
-        Ok(child) => child,
+    command.env(crash_states::SEED_VARIABLE, crate::sim::drawn(crash_states::SEEDS).to_string());
+    let (success, tally) = match tallied(&mut command, |line| print!("{line}")) {
+        Ok(done) => done,
         Err(err) => {
             println!("xtask: cannot run cargo: {err}");
             return ExitCode::FAILURE;
         }
     };
-    let mut tally = Tally::default();
-    if let Some(stdout) = child.stdout.take() {
-        let mut reader = BufReader::new(stdout);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            let text = String::from_utf8_lossy(&line);
-            print!("{text}");
-            tally.line(text.trim_end());
-            line.clear();
-        }
-    }
-    let success = child.wait().is_ok_and(|status| status.success());
     // A filter names tests; seeds have no names.
     let sound = !filter.is_empty() || crate::sim::share().unwrap_or(false);
     for reason in &tally.reasons {

@@ -290,6 +290,26 @@ fn a_primary_does_not_become_target_unless_told() {
 }
 
 #[test]
+fn the_log_says_it_as_data_too() {
+    let fact = |rule, split_brain, refused| Fact::Handshake { rule, split_brain, refused };
+    let (winner, loser) = (node([B, A, 0, 0]), node([A, 0, 0, 0]).primary());
+    let refused = Some(RefuseReason::TargetIsPrimary);
+    let met = loser.meets(&winner);
+    assert_eq!(met.fact(), fact(met.comparison.rule, false, refused));
+    // The other way round it is no reason for this node to be demoted.
+    let met = winner.clone().disk(DiskState::Negotiating).meets(&loser);
+    assert_eq!(met.fact(), fact(met.comparison.rule, false, Some(RefuseReason::PeerIsPrimary)));
+    let met = winner.meets(&node([A, 0, 0, 0]));
+    assert_eq!(met.fact(), fact(met.comparison.rule, false, None));
+
+    let (n1, n2) = split();
+    let met = n1.meets(&n2);
+    assert_eq!(met.fact(), fact(met.comparison.rule, true, Some(RefuseReason::SplitBrain)));
+    let solved = n1.discarding().meets(&n2);
+    assert_eq!(solved.fact(), fact(met.comparison.rule, true, None));
+}
+
+#[test]
 fn inconsistent_data_are_no_source() {
     let bad = |slots| node(slots).disk(DiskState::Inconsistent);
     let outcome = bad([B, A, 0, 0]).meets(&bad([A, 0, 0, 0]));

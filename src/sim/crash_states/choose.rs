@@ -18,6 +18,8 @@ pub(super) struct Effort {
     pub exhaustive: usize,
     /// Random ones otherwise.
     pub random: usize,
+    /// Each is joined with data writes that are all lost, all kept, and something in between; otherwise with one of these.
+    pub every_data_mode: bool,
 }
 
 /// A sector of metadata with the values that it may hold besides the durable one.
@@ -58,8 +60,8 @@ fn is_meta(recording: &Recording, ops: &[OpNr]) -> bool {
 }
 
 /// Data writes that are open, with their sectors.
-fn open_data(recording: &Recording, media: &Media) -> Vec<(Key, Vec<OpNr>)> {
-    media.open.iter().filter(|(_, ops)| !is_meta(recording, ops)).map(|(key, ops)| (*key, ops.clone())).collect()
+fn open_data<'a>(recording: &Recording, media: &'a Media) -> Vec<(Key, &'a [OpNr])> {
+    media.open.iter().filter(|(_, ops)| !is_meta(recording, ops)).map(|(key, ops)| (*key, &ops[..])).collect()
 }
 
 /// How the data writes end.
@@ -71,11 +73,11 @@ enum DataMode {
     Torn,
 }
 
-fn add_data(choice: &mut Choice, data: &[(Key, Vec<OpNr>)], mode: DataMode, rng: &mut Rng) {
+fn add_data(choice: &mut Choice, data: &[(Key, &[OpNr])], mode: DataMode, rng: &mut Rng) {
     let coin = rng.next_u64();
     let kept: BTreeSet<OpNr> = match mode {
         DataMode::Whole => {
-            let ops: BTreeSet<OpNr> = data.iter().flat_map(|(_, ops)| ops).copied().collect();
+            let ops: BTreeSet<OpNr> = data.iter().flat_map(|(_, ops)| *ops).copied().collect();
             ops.into_iter().filter(|_| rng.next_u64() & 1 == 0).collect()
         }
         _ => BTreeSet::new(),
@@ -118,9 +120,16 @@ pub(super) fn choices(
             continue;
         }
         let random = if rng.next_u64() & 1 == 0 { DataMode::Whole } else { DataMode::Torn };
-        for mode in [DataMode::Lost, DataMode::Kept, random] {
+        let modes = [DataMode::Lost, DataMode::Kept, random];
+        let taken = if effort.every_data_mode {
+            &modes[..]
+        } else {
+            let one = usize::try_from(rng.next_u64() % 3).unwrap_or(0);
+            modes.get(one..=one).unwrap_or_default()
+        };
+        for mode in taken {
             let mut choice = choice.clone();
-            add_data(&mut choice, &data, mode, rng);
+            add_data(&mut choice, &data, *mode, rng);
             f(choice);
         }
     }
@@ -143,7 +152,7 @@ fn numbered(open: &[Open], mut index: usize) -> Choice {
 fn sampled(open: &[Open], effort: Effort, rng: &mut Rng) -> Vec<Choice> {
     let newest = |open: &Open| open.values.first().map(|op| (open.key, *op));
     let all: Choice = open.iter().filter_map(newest).collect();
-    let ops: BTreeSet<OpNr> = open.iter().flat_map(|open| &open.values).copied().collect();
+    let ops = open_ops(open);
     let mut out = vec![Choice::new(), all.clone()];
     // Each write alone, and all but it, as wholes.
     for op in ops.iter().take(effort.random) {
@@ -163,17 +172,34 @@ fn sampled(open: &[Open], effort: Effort, rng: &mut Rng) -> Vec<Choice> {
     }
     for round in 0..effort.random {
         // Whole writes in half of the cases, sectors in the others.
-        let kept: BTreeSet<OpNr> = ops.iter().copied().filter(|_| rng.next_u64() & 1 == 0).collect();
-        let pick = |open: &Open, rng: &mut Rng| {
-            let op = if round % 2 == 0 {
-                open.values.iter().find(|op| kept.contains(op))
-            } else {
-                open.values.get(any(rng) % (open.values.len() + 1))
-            };
-            op.map(|op| (open.key, *op))
-        };
-        let choice = open.iter().filter_map(|open| pick(open, rng)).collect();
-        out.push(choice);
+        out.push(drawn(open, &ops, round % 2 == 0, rng));
     }
     out
+}
+
+/// A random choice, of whole writes or sector by sector.
+fn drawn(open: &[Open], ops: &BTreeSet<OpNr>, whole: bool, rng: &mut Rng) -> Choice {
+    let kept: BTreeSet<OpNr> = ops.iter().copied().filter(|_| rng.next_u64() & 1 == 0).collect();
+    let pick = |open: &Open, rng: &mut Rng| {
+        let op = if whole {
+            open.values.iter().find(|op| kept.contains(op))
+        } else {
+            let any = usize::try_from(rng.next_u64() >> 1).unwrap_or(0);
+            open.values.get(any % (open.values.len() + 1))
+        };
+        op.map(|op| (open.key, *op))
+    };
+    open.iter().filter_map(|open| pick(open, rng)).collect()
+}
+
+/// One choice for the metadata, by the same rules as the random ones; no data write counts.
+pub(super) fn any_metadata(recording: &Recording, media: &Media, rng: &mut Rng) -> Choice {
+    let open = open_meta(recording, media);
+    let whole = rng.next_u64() & 1 == 0;
+    drawn(&open, &open_ops(&open), whole, rng)
+}
+
+/// The operations whose bytes are open.
+fn open_ops(open: &[Open]) -> BTreeSet<OpNr> {
+    open.iter().flat_map(|open| &open.values).copied().collect()
 }

@@ -159,6 +159,11 @@ impl<'a> Image<'a> {
         self.chosen.keys().copied()
     }
 
+    /// Those sectors and the operations that wrote their values, for people.
+    pub(super) fn describe(&self) -> String {
+        self.chosen.iter().map(|((m, s), op)| format!("{m}:{s}={op}")).collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether the sector's value is of a metadata write.
     pub(super) fn is_meta(&self, key: Key) -> bool {
         let op = self.source(key).and_then(|op| self.recording.ops.get(op as usize));
@@ -178,11 +183,20 @@ impl<'a> Image<'a> {
         self.sector(key).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// Every sector of a medium that is not all zeroes.
+    /// Every sector of a medium that was ever written.
     pub(super) fn content(&self, medium: Medium) -> BTreeMap<u64, [u8; SECTOR]> {
+        self.content_where(medium, |_| true)
+    }
+
+    /// Every sector of the metadata that was ever written.
+    pub(super) fn metadata(&self) -> BTreeMap<u64, [u8; SECTOR]> {
+        self.content_where(self.recording.meta_medium, |key| self.is_meta(key))
+    }
+
+    fn content_where(&self, medium: Medium, wanted: impl Fn(Key) -> bool) -> BTreeMap<u64, [u8; SECTOR]> {
         let range = (medium, 0)..=(medium, u64::MAX);
         let chosen = self.chosen.range(range.clone()).map(|(key, _)| *key);
-        let keys = self.durable.range(range).map(|(key, _)| *key).chain(chosen);
+        let keys = self.durable.range(range).map(|(key, _)| *key).chain(chosen).filter(|key| wanted(*key));
         keys.filter_map(|key| Some((key.1, *self.sector(key)?.first_chunk()?))).collect()
     }
 }

@@ -10,6 +10,7 @@ mod choose;
 mod medium;
 mod model;
 mod record;
+mod sample;
 mod scenarios;
 #[cfg(test)]
 mod tests;
@@ -18,15 +19,16 @@ mod world;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use choose::{Choice, Effort, choices};
+use choose::{Effort, choices};
 use medium::{Image, Media};
-use model::Model;
-use record::{Fact, Recording, SECTOR};
+use model::{Found, Model};
+use record::{Fact, Recording};
+pub use sample::{SampledImage, sample};
 
 use crate::engine::fault::Fault;
 use crate::engine::load::LoadError;
 use crate::engine::rng::Rng;
-use crate::meta::{MetaError, Place};
+use crate::meta::MetaError;
 
 /// Most violations that a report lists.
 const LISTED_MAX: usize = 20;
@@ -59,7 +61,7 @@ impl Scenario {
 /// What to look at.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Scenarios are played with growing seeds until so many states were looked at.
+    /// Scenarios are played with growing seeds until so many states with metadata were looked at.
     pub states: u64,
     /// First seed.
     pub seed: u64,
@@ -69,6 +71,9 @@ pub struct Options {
     pub exhaustive: usize,
     /// Random ones where there are more.
     pub random: usize,
+    /// Each of them is joined with data writes that are all lost, all kept, and something in between; otherwise with one of
+    /// these.
+    pub every_data_mode: bool,
     /// Only each so many-th crash point is looked at; 1 for all.
     pub every: usize,
     /// The first violation of a run ends it.
@@ -85,6 +90,7 @@ impl Default for Options {
             scenarios: Scenario::ALL.to_vec(),
             exhaustive: 64,
             random: 8,
+            every_data_mode: true,
             every: 1,
             first_only: false,
             fault: None,
@@ -122,6 +128,8 @@ pub struct Report {
     pub exhaustive: u64,
     /// Images read.
     pub states: u64,
+    /// Images without metadata, where there need not be any yet; all others are attached.
+    pub blank: u64,
     /// Images by scenario.
     pub by_scenario: BTreeMap<Scenario, u64>,
     /// Number of violations.
@@ -136,14 +144,26 @@ impl Report {
     pub const fn is_clean(&self) -> bool {
         self.violations == 0
     }
+
+    /// Images that were attached and satisfy everything that must hold of them.
+    #[must_use]
+    pub const fn recovered(&self) -> u64 {
+        self.states - self.blank - self.violations
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} crash states at {} steps ({} exhaustively) of {} runs, {} violations",
-            self.states, self.steps, self.exhaustive, self.runs, self.violations
+            "{} crash states ({} recovered, {} without metadata) at {} steps ({} exhaustively) of {} runs, {} violations",
+            self.states,
+            self.recovered(),
+            self.blank,
+            self.steps,
+            self.exhaustive,
+            self.runs,
+            self.violations
         )?;
         for (scenario, states) in &self.by_scenario {
             writeln!(f, "  {scenario:?}: {states}")?;
@@ -163,19 +183,6 @@ pub enum Error {
     Load(#[from] LoadError),
 }
 
-/// Sectors of a device that a crash left behind.
-#[derive(Clone, Debug)]
-pub struct SampledImage {
-    /// Scenario, seed and step.
-    pub name: String,
-    /// Where the metadata are.
-    pub place: Place,
-    /// Size of the device with the metadata, in bytes.
-    pub size_bytes: u64,
-    /// Its sectors that are not zero, by number.
-    pub sectors: BTreeMap<u64, [u8; SECTOR]>,
-}
-
 /// Looks at crash states until there were as many as asked for.
 ///
 /// # Errors
@@ -183,7 +190,7 @@ pub struct SampledImage {
 pub fn run(options: &Options) -> Result<Report, Error> {
     let mut report = Report::default();
     let mut seed = options.seed;
-    while report.states < options.states && !options.scenarios.is_empty() {
+    while report.states - report.blank < options.states && !options.scenarios.is_empty() {
         for scenario in &options.scenarios {
             let recording = scenarios::play(*scenario, seed, options.fault)?;
             let before = report.states;
@@ -193,10 +200,9 @@ pub fn run(options: &Options) -> Result<Report, Error> {
                 if turn % 997 == 500 && again.len() < 4 {
                     again.extend(scenarios::recovery(&recording, image, peer.clone()).ok());
                 }
-                true
             });
             for recording in again {
-                look_at(&recording, options, seed, &mut report, |_, _, _| true);
+                look_at(&recording, options, seed, &mut report, |_, _, _| {});
             }
             *report.by_scenario.entry(*scenario).or_default() += report.states - before;
         }
@@ -205,49 +211,19 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// About `count` images from all scenarios, evenly picked.
-///
-/// # Errors
-/// [`Error`] when a run cannot be played.
-pub fn sample(options: &Options, count: usize) -> Result<Vec<SampledImage>, Error> {
-    let mut images = Vec::new();
-    let share = count.div_ceil(options.scenarios.len().max(1));
-    for scenario in &options.scenarios {
-        let mut taken = Vec::new();
-        let mut seed = options.seed;
-        while taken.len() < share && seed < options.seed + 8 {
-            let recording = scenarios::play(*scenario, seed, options.fault)?;
-            look_at(&recording, options, seed, &mut Report::default(), |image, _, turn| {
-                if turn % 41 == 7 {
-                    taken.push(SampledImage {
-                        name: format!("{} image {turn}", recording.name),
-                        place: recording.place,
-                        size_bytes: recording.meta_bytes,
-                        sectors: image.content(recording.meta_medium),
-                    });
-                }
-                taken.len() < share
-            });
-            seed += 1;
-        }
-        images.append(&mut taken);
-    }
-    Ok(images)
-}
-
-/// Every crash of one recording. `each` sees the images before they are recovered, with the peer and a running number,
-/// and says whether to go on.
+/// Every crash of one recording. `each` sees the images before they are recovered, with the peer and a running number.
 fn look_at(
     recording: &Recording,
     options: &Options,
     seed: u64,
     report: &mut Report,
-    mut each: impl FnMut(&Image<'_>, &Fact, u64) -> bool,
+    mut each: impl FnMut(&Image<'_>, &Fact, u64),
 ) {
-    let effort = Effort { exhaustive: options.exhaustive, random: options.random };
+    let effort =
+        Effort { exhaustive: options.exhaustive, random: options.random, every_data_mode: options.every_data_mode };
     let (mut media, mut model, mut rng) = (Media::new(recording), Model::new(recording), Rng::new(seed));
     report.runs += 1;
-    let (mut go_on, mut turn, mut point) = (true, 0, usize::try_from(seed % 1024).unwrap_or(0));
+    let (mut turn, mut point) = (0, usize::try_from(seed % 1024).unwrap_or(0));
     for (nr, step) in recording.steps.iter().enumerate() {
         let matters = model.apply(recording, &media, step);
         media.apply(recording, step);
@@ -258,28 +234,26 @@ fn look_at(
         if point % options.every.max(1) != 0 {
             continue;
         }
-        if !go_on || (options.first_only && report.violations > 0) {
+        if options.first_only && report.violations > 0 {
             return;
         }
         report.steps += 1;
         let peer = model.peer();
         let mut judge = model.judge(recording, &media);
         let all = choices(recording, &media, effort, &mut rng, |choice| {
-            let text = |choice: &Choice| {
-                choice.iter().map(|((m, s), op)| format!("{m}:{s}={op}")).collect::<Vec<_>>().join(" ")
-            };
-            let mut image = Image::new(recording, &media, choice.clone());
-            go_on &= each(&image, &peer, turn);
+            let mut image = Image::new(recording, &media, choice);
+            each(&image, &peer, turn);
             turn += 1;
-            if !go_on {
-                return;
-            }
             report.states += 1;
-            if let Err(what) = judge.check(&mut image) {
-                report.violations += 1;
-                if report.listed.len() < LISTED_MAX {
-                    let run = recording.name.clone();
-                    report.listed.push(Violation { run, step: nr + 1, image: text(&choice), what });
+            match judge.check(&mut image) {
+                Ok(Found::Metadata) => {}
+                Ok(Found::Nothing) => report.blank += 1,
+                Err(what) => {
+                    report.violations += 1;
+                    if report.listed.len() < LISTED_MAX {
+                        let run = recording.name.clone();
+                        report.listed.push(Violation { run, step: nr + 1, image: image.describe(), what });
+                    }
                 }
             }
         });

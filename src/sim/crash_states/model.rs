@@ -113,7 +113,10 @@ impl Model {
             Fact::BitmapId(id, why) => self.raise(why, fact, |sb| sb.bitmap.same(*id)),
             Fact::Flag(flag, on, why) => self.raise(why, fact, |sb| sb.flags.contains(*flag) == *on),
             Fact::Peer(view) => {
-                self.touched.extend(view.content.keys());
+                // Most changes of the peer are to its bitmap.
+                if !Rc::ptr_eq(&self.peer.content, &view.content) {
+                    self.touched.extend(view.content.keys());
+                }
                 self.peer = Rc::clone(view);
                 return true;
             }
@@ -167,6 +170,15 @@ impl Model {
     }
 }
 
+/// What an image that must be as it is holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Metadata that were attached.
+    Metadata,
+    /// None, and nobody was promised any yet.
+    Nothing,
+}
+
 /// Judges images of one step.
 pub(super) struct Judge<'a> {
     model: &'a Model,
@@ -180,7 +192,7 @@ pub(super) struct Judge<'a> {
 
 impl Judge<'_> {
     /// Reads the image as an attach would; says what is wrong. The image is recovered by it.
-    pub(super) fn check(&mut self, image: &mut Image<'_>) -> Result<(), String> {
+    pub(super) fn check(&mut self, image: &mut Image<'_>) -> Result<Found, String> {
         let model = self.model;
         if let Some(broken) = &model.broken {
             return Err(broken.clone());
@@ -189,13 +201,16 @@ impl Judge<'_> {
         let found = source.and_then(|op| model.superblocks.iter().rposition(|w| w.op == op));
         let loaded = match load(image, self.recording.place, facts(self.recording)) {
             Ok(loaded) => loaded,
-            Err(LoadError::Meta(MetaError::NoMetadata(_))) if !model.attachable && found.is_none() => return Ok(()),
+            Err(LoadError::Meta(MetaError::NoMetadata(_))) if !model.attachable && found.is_none() => {
+                return Ok(Found::Nothing);
+            }
             Err(error) => return Err(format!("not attachable: {error}")),
         };
         let Some(found) = found else { return Err(String::from("attachable without a superblock of this node's")) };
         model.check_superblock(found, &loaded)?;
         self.check_vouched(found, image)?;
-        self.check_covered(image, &loaded)
+        self.check_covered(image, &loaded)?;
+        Ok(Found::Metadata)
     }
 
     /// What the superblock says of the data is so.
