@@ -17,7 +17,7 @@ pub const STATES: u64 = 20_000;
 pub const IMAGES: u64 = 200;
 /// Seeds from which the share of a test run is drawn: all of them were looked at, and no open finding is among them
 /// (docs/testing.md).
-pub const SEEDS: u64 = 36;
+pub const SEEDS: u64 = 90;
 /// The first seed of the tests.
 pub const SEED_VARIABLE: &str = "UDRBD_CRASH_SEED";
 
