@@ -271,18 +271,18 @@ impl World {
             self.model.new_era(self.tick, volume);
         }
         if new.conn == ConnState::ProtocolError {
-            let last: Vec<&str> = self.nodes[node].log.iter().rev().take(3).map(String::as_str).collect();
-            let why = last.iter().find(|line| line.contains("dropping the connection")).copied().unwrap_or_default();
-            // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it: starting
-            // over with a new connection is the safe way out, because nobody can tell old from new ones.
-            let crossed = ["P_BITMAP", "P_COMPRESSED_BITMAP", "P_SYNC_UUID"].iter().any(|name| why.starts_with(name));
-            if crossed && why.contains("not expected in state Connected") {
-                return self.coverage.count(Group::Fault, "resync given up while it began");
-            }
-            // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the source,
-            // find out before a block moved, and start over.
+            // Each volume has its own lines behind the one that says why.
+            let mut last = self.nodes[node].log.iter().rev().map(String::as_str);
+            let why = last.find(|line| line.contains("dropping the connection")).unwrap_or_default();
+            // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before the
+            // other compares them: both take themselves for the source, or only one sees a need for a resync. They find out before
+            // a block moved, and start over.
             if why.starts_with("P_SYNC_UUID: not expected in state SyncSource") {
                 return self.coverage.count(Group::Fault, "two sources");
+            }
+            let bitmap = why.starts_with("P_BITMAP:") || why.starts_with("P_COMPRESSED_BITMAP:");
+            if bitmap && why.contains("not expected in state Connected") {
+                return self.coverage.count(Group::Fault, "a source without a target");
             }
             let why = why.to_owned();
             self.fail(
