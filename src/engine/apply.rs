@@ -93,7 +93,8 @@ impl Engine {
             self.side_effect(v, effect);
         }
         self.note_data_in_use(v, &old, &new);
-        let exchanging = |c: ConnState| matches!(c, ConnState::WfBitMapS | ConnState::WfBitMapT);
+        let exchanging =
+            |c: ConnState| matches!(c, ConnState::WfBitMapS | ConnState::WfBitMapT | ConnState::WfSyncUuid);
         if exchanging(old.conn)
             && !exchanging(new.conn)
             && let Some(vol) = self.volumes.get_mut(&v)
@@ -101,9 +102,17 @@ impl Engine {
             // The next exchange starts from the first bit.
             vol.bitmap_rx = None;
             vol.send_bitmap = false;
+            vol.bitmap_answered = false;
+            vol.failed_early = super::blocks::BlockSet::default();
             if new.conn <= ConnState::Connected {
                 vol.early_sync_uuid = None;
             }
+        }
+        if old.conn != ConnState::WfBitMapT
+            && new.conn == ConnState::WfBitMapT
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            vol.early_sync_uuid = None;
         }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {

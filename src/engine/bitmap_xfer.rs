@@ -2,6 +2,10 @@
 //!
 //! While a bitmap is being sent the data socket carries nothing else; other packets wait. The future source sends first,
 //! the future target merges, answers with the union and waits for `P_SYNC_UUID`; the source merges that and starts.
+//!
+//! A target whose disk goes and comes back meanwhile may answer the bitmap of the first attach when the source has
+//! begun a second exchange: that answer then counts, the source still sends its second bitmap before it starts, and the
+//! target merges it while it waits.
 
 use bytes::Bytes;
 
@@ -16,7 +20,7 @@ use crate::wire::error::BitmapFault;
 use crate::wire::feature::Version;
 use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
-use crate::wire::state::ConnState;
+use crate::wire::state::{ConnState, DiskState};
 
 /// Words scanned in one slice: well under a millisecond. In tests so few that small devices have several slices.
 const SLICE_WORDS: u64 = if cfg!(test) { 8 } else { 1 << 16 };
@@ -117,9 +121,19 @@ impl Engine {
         self.bitmap_tx = None;
         self.send_urgent();
         self.release_data();
-        if self.state(v).conn == ConnState::WfBitMapT {
-            self.wait_sync_uuid(v);
+        match self.state(v).conn {
+            ConnState::WfBitMapT => self.wait_sync_uuid(v),
+            ConnState::WfBitMapS if self.volumes.get(&v).is_some_and(|vol| vol.bitmap_answered) => self.start_source(v),
+            _ => {}
         }
+    }
+
+    /// Whether packets that begin a resync cross the loss of a disk, own or the peer's, for which it was given up: they
+    /// mean nothing any more, and there will be others when both have a disk again.
+    pub(crate) fn resync_given_up(&self, v: VolumeNr) -> bool {
+        let state = self.state(v);
+        state.conn == ConnState::Connected
+            && (state.disk <= DiskState::Negotiating || state.pdsk <= DiskState::Negotiating)
     }
 
     /// Whether `packet` must not come now: nothing but its other packets comes between those of a bitmap (wire.md 8.4).
@@ -135,7 +149,10 @@ impl Engine {
         let name = if compressed { "P_COMPRESSED_BITMAP" } else { "P_BITMAP" };
         let version = Version::new(self.conn.version).unwrap_or(Version::MAX);
         let conn = self.state(v).conn;
-        if !matches!(conn, ConnState::WfBitMapS | ConnState::WfBitMapT) {
+        if self.resync_given_up(v) {
+            return;
+        }
+        if !matches!(conn, ConnState::WfBitMapS | ConnState::WfBitMapT | ConnState::WfSyncUuid) {
             return self.unexpected(if compressed { Kind::CompressedBitmap } else { Kind::Bitmap }, conn);
         }
         let replaces = self.faulty(Fault::BitmapReplaced);
@@ -152,10 +169,13 @@ impl Engine {
         match result {
             Ok(Progress::Complete) => {
                 vol.bitmap_rx = None;
-                if conn == ConnState::WfBitMapT {
-                    self.start_bitmap(v);
-                } else {
-                    self.start_source(v);
+                let unsent = vol.send_bitmap || self.bitmap_tx.as_ref().is_some_and(|tx| tx.volume == v);
+                match conn {
+                    ConnState::WfBitMapT => self.start_bitmap(v),
+                    // The source has begun anew meanwhile, and takes the answer to its first bitmap for both.
+                    ConnState::WfSyncUuid => {}
+                    _ if unsent => vol.bitmap_answered = true,
+                    _ => self.start_source(v),
                 }
             }
             Ok(Progress::More | Progress::Again) => {}

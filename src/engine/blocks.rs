@@ -60,6 +60,12 @@ impl BlockSet {
         }
     }
 
+    /// Whether any of these blocks is in the set.
+    #[must_use]
+    pub fn touches(&self, bits: &Range<u64>) -> bool {
+        self.run_from(bits.start).is_some_and(|run| run.start < bits.end)
+    }
+
     /// The run that holds `bit` or is the next one behind it.
     #[must_use]
     pub fn run_from(&self, bit: u64) -> Option<Range<u64>> {
@@ -98,6 +104,7 @@ mod tests {
                 prop_assert!(!touching);
             }
             let next = plain.range(from..).next().copied();
+            prop_assert_eq!(set.touches(&(from..from + 5)), next.is_some_and(|bit| bit < from + 5));
             let run = set.run_from(from);
             prop_assert_eq!(run.as_ref().map(|run| run.start.max(from)), next);
             prop_assert!(run.is_none_or(|run| !plain.contains(&run.end) && run.clone().all(|bit| plain.contains(&bit))));

@@ -376,6 +376,7 @@ impl Engine {
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;
                 vol.send_bitmap = false;
+                vol.early_sync_uuid = None;
                 vol.verify = None;
                 vol.consider_resync = false;
                 vol.resync_unacked.clear();

@@ -175,7 +175,8 @@ impl Engine {
             capacity,
             geometry,
             shared_device,
-            unflushed: false,
+            // What a process before this one wrote may be in the device's cache.
+            unflushed: true,
             flushing: 0,
             path,
             sb_dirty: true,
@@ -251,7 +252,7 @@ impl Engine {
         match vol.state.disk {
             DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
                 vol.closing = true;
-                self.md_flush_data(v);
+                self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
@@ -259,7 +260,7 @@ impl Engine {
                 if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
             {
                 vol.closing = true;
-                self.md_flush_data(v);
+                self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
@@ -280,6 +281,13 @@ impl Engine {
                 self.out.push(Action::CloseDisk { volume: v });
             }
             _ => {}
+        }
+    }
+
+    /// A disk that is given up leaves nothing behind in its cache that was called done.
+    fn flush_before_close(&mut self, v: VolumeNr) {
+        if !self.faulty(Fault::DetachWithoutFlush) {
+            self.md_flush_data(v);
         }
     }
 

@@ -149,12 +149,8 @@ impl Engine {
         self.md_push(v, Job { stages, done: done.into_iter().collect(), superblock_only: false });
     }
 
-    /// Queues a flush of the data device, if something was written since the last one: a disk that is given up leaves
-    /// nothing behind in its cache that was called done.
+    /// Queues a flush of the data device, if something may have been written since the last one.
     pub(crate) fn md_flush_data(&mut self, v: VolumeNr) {
-        if self.faulty(Fault::DetachWithoutFlush) {
-            return;
-        }
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(LocalDisk::has_unflushed) {
             self.md_push(v, Job { stages: [Stage::FlushData].into(), done: Vec::new(), superblock_only: false });
         }

@@ -10,7 +10,9 @@ use crate::engine::fault::Fault;
 use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::split_brain::AfterSbPolicies;
-use crate::engine::state::{PeerView, Received, ReceivedContext, StateChange, VolumeState, read_peer_state};
+use crate::engine::state::{
+    PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
+};
 use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
@@ -228,6 +230,14 @@ impl Engine {
         match read_peer_state(&os, &ps, &ctx) {
             Received::TearingDown | Received::Ignore => {}
             Received::FinishResync => self.check_source_done(v),
+            Received::BothTargets => {
+                self.log(
+                    Level::Error,
+                    Some(v),
+                    "the peer waits for the bitmap, too: no source; dropping the connection",
+                );
+                self.drop_link(ConnState::NetworkFailure);
+            }
             Received::FinishVerify => self.ping_then(AfterPing::VerifyFinish(v)),
             Received::Apply(view) => self.apply_peer_state(v, &os, &ps, &ctx, view),
         }
@@ -284,7 +294,10 @@ impl Engine {
                 }
             }
         }
-        let change = view.change(os, ps, ctx);
+        let mut change = view.change(os, ps, ctx);
+        if change.disk.is_some() && !view.handshake && !self.may_settle_attach(v, ps.role) {
+            change = change.disk(DiskState::Failed);
+        }
         if let Err(code) = self.change(v, &change, view.mode) {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
             // A peer that has lost its disk: these data stay Outdated until it has it back.
@@ -308,6 +321,20 @@ impl Engine {
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);
         }
+    }
+
+    /// Whether a disk that is being attached may serve without a handshake, because the peer has no data any more: the
+    /// same check as at an attach without a good peer, which was left to the handshake.
+    fn may_settle_attach(&mut self, v: VolumeNr, peer: Role) -> bool {
+        let Some(vol) = self.volumes.get(&v) else { return true };
+        let Some(disk) = vol.disk.as_ref() else { return true };
+        let alone = VolumeState { peer, pdsk: DiskState::Diskless, ..vol.state };
+        let may = !vol.behind && may_attach_generation(&alone, vol.exposed, disk.ids().current);
+        if !may {
+            let text = format!("Can only attach to data with current UUID={}; the peer's are gone", vol.exposed);
+            self.log(Level::Error, Some(v), text);
+        }
+        may
     }
 
     fn set_all_if(&mut self, v: VolumeNr, full: bool) {

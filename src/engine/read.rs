@@ -71,6 +71,7 @@ impl Engine {
                 request.tried_local = true;
                 let text = other.err().map_or_else(|| String::from("short read"), |f| f.text);
                 self.set_bits(v, range);
+                self.source_failed(v, range);
                 self.log_error(v, format!("local READ IO error sector {}+{}: {text}", range.start, range.count));
                 self.on_io_error(v);
                 self.start_read(key);

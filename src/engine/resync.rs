@@ -116,6 +116,7 @@ impl Engine {
             // answered a ping there are none left that could be taken for those of the new one.
             return self.ping_then(AfterPing::SourceStart(v));
         }
+        let failed = self.volumes.get_mut(&v).map(|vol| std::mem::take(&mut vol.failed_early)).unwrap_or_default();
         let change = StateChange::NONE.conn(ConnState::SyncSource).pdsk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -124,7 +125,7 @@ impl Engine {
         let now = self.now;
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let bits = vol.out_of_sync_bits();
-        vol.resync = Some(Resync::new(now, true, bits, None));
+        vol.resync = Some(Resync { failed, ..Resync::new(now, true, bits, None) });
         self.log_begin(v, bits, "SyncSource");
         if self.conn.version < 96 {
             self.make_sync_uuid(v);
@@ -142,6 +143,9 @@ impl Engine {
         self.log(Level::Info, Some(v), format!("updated sync UUID {ids}"));
         self.hold_data();
         let link = self.conn.link;
+        // What goes over has to stay here as well: both nodes forget that a block differed when the target has it, and
+        // writes of a peer that is gone may still be in this disk's cache, known to no activity log any more.
+        self.md_flush_data(v);
         self.md_superblock(v, Some(MdDone::SyncUuid(uuid, link)));
     }
 
@@ -294,10 +298,14 @@ impl Engine {
         }
     }
 
-    /// A write failed on one of the nodes. A source does not wait for its blocks: the target asks for what it misses.
+    /// A write failed on one of the nodes, or an application's read here. A source does not wait for its blocks: the
+    /// target asks for what it misses, and does not know of what only this node marked.
     pub(crate) fn source_failed(&mut self, v: VolumeNr, range: SectorRange) {
-        if self.volumes.get(&v).and_then(|vol| vol.resync.as_ref()).is_some_and(|r| r.source) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.resync.as_ref().is_some_and(|r| r.source) {
             self.resync_failed(v, range);
+        } else if vol.state.conn == ConnState::WfBitMapS {
+            vol.failed_early.insert(range.bits_touched());
         }
     }
 

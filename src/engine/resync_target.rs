@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
+use crate::engine::admin::{Job, Wait};
 use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
 use crate::engine::fault::Fault;
@@ -24,13 +25,24 @@ impl Engine {
         let conn = self.state(v).conn;
         match conn {
             ConnState::WfSyncUuid | ConnState::Behind => self.start_target(v, uuid),
-            ConnState::StartingSyncT | ConnState::WfBitMapT => {
+            // The data socket may be faster than the answer to an invalidate.
+            _ if matches!(conn, ConnState::StartingSyncT | ConnState::WfBitMapT) || self.asked_for_resync(v) => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.early_sync_uuid = Some(uuid);
                 }
             }
+            _ if self.resync_given_up(v) => {}
             _ => self.unexpected(Kind::SyncUuid, conn),
         }
+    }
+
+    /// Whether the peer was asked for a full sync to this node, and has not answered.
+    fn asked_for_resync(&self, v: VolumeNr) -> bool {
+        self.state(v).conn == ConnState::Connected && self.commands.iter().any(|pending| {
+            pending.volume == v
+                && pending.wait == Wait::Answer
+                && matches!(&pending.job, Job::Change { change, .. } if change.conn == Some(ConnState::StartingSyncT))
+        })
     }
 
     /// Waits for the source's announcement, or starts at once if it came early.

@@ -178,6 +178,10 @@ pub(crate) struct Volume {
     /// The bitmap is to be sent, as soon as this epoch is retired.
     pub send_bitmap: bool,
     pub bitmap_after: Option<u32>,
+    /// The target's answer came before the own bitmap went out (see `bitmap_xfer`): the resync starts behind that.
+    pub bitmap_answered: bool,
+    /// Blocks that failed here while bitmaps were exchanged: the target may not know that they are marked.
+    pub failed_early: super::blocks::BlockSet,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
@@ -245,6 +249,8 @@ impl Volume {
             bitmap_rx: None,
             send_bitmap: false,
             bitmap_after: None,
+            bitmap_answered: false,
+            failed_early: super::blocks::BlockSet::default(),
             verify: None,
             forced_detach: false,
             closing: false,

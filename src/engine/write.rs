@@ -167,8 +167,10 @@ impl Engine {
             self.new_current_uuid(v);
         }
         if local && !remote {
+            // A block that failed here is marked, and the target does not know it.
+            let unknown = self.volumes.get(&v).is_some_and(|vol| vol.failed_early.touches(&range.bits_touched()));
             let newly = self.set_bits(v, range);
-            if newly > 0
+            if (newly > 0 || unknown)
                 && sends_out_of_sync(&state)
                 && self.conn.version >= 96
                 && !self.faulty(Fault::OutOfSyncNotSent)

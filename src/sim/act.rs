@@ -282,14 +282,13 @@ impl World {
         }
         if new.conn == ConnState::ProtocolError {
             let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
+            // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find
+            // out before a block moved, and start over.
             match illegal.unexpected {
-                // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it:
-                // starting over with a new connection is the safe way out, because nobody can tell old from new ones.
-                Some((Kind::Bitmap | Kind::CompressedBitmap | Kind::SyncUuid, ConnState::Connected)) => {
-                    return self.coverage.count(Group::Fault, "resync given up while it began");
+                Some((Kind::Bitmap | Kind::CompressedBitmap, ConnState::Connected)) => {
+                    return self.coverage.count(Group::Fault, "a source without a target");
                 }
-                // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the
-                // source, find out before a block moved, and start over.
                 Some((Kind::SyncUuid, ConnState::SyncSource)) => {
                     return self.coverage.count(Group::Fault, "two sources");
                 }

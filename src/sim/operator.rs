@@ -448,6 +448,9 @@ impl World {
         if !self.nodes.iter().all(super::node::Node::is_up) {
             return;
         }
+        for node in &mut self.nodes {
+            node.newer_inconsistent = false;
+        }
         for volume in 0..self.differs.len() {
             let seen = [A, B].map(|n| self.nodes[n].volumes[volume].seen);
             let free = seen.iter().all(|s| s.role == Role::Secondary);
@@ -456,12 +459,14 @@ impl World {
                 if parted && seen[node].disk == DiskState::Inconsistent && seen[1 - node].disk > DiskState::Inconsistent
                 {
                     let force = free && self.now.is_multiple_of(2);
-                    self.order(node, volume, if force { Order::Primary { force } } else { Order::Invalidate });
+                    if seen[node].role == Role::Primary {
+                        self.order(node, volume, Order::Secondary { close: true });
+                        self.nodes[node].newer_inconsistent = true;
+                    } else {
+                        self.order(node, volume, if force { Order::Primary { force } } else { Order::Invalidate });
+                    }
                 }
             }
-        }
-        for node in &mut self.nodes {
-            node.newer_inconsistent = false;
         }
     }
 

@@ -33,6 +33,8 @@ pub enum Received {
     Ignore,
     /// The driver of the verify is done: finish it, nothing else.
     FinishVerify,
+    /// Both nodes wait for the other's bitmap: a disk changed while the two decisions were made. Start over.
+    BothTargets,
     /// Apply it.
     Apply(PeerView),
 }
@@ -84,6 +86,9 @@ pub fn read_peer_state(os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext
         pdsk = D::UpToDate;
     }
 
+    if os.conn == C::WfBitMapT && ps.conn == C::WfBitMapT {
+        return Received::BothTargets;
+    }
     let conn = match (ps.conn, os.conn) {
         (C::Ahead, _) => C::Behind,
         (_, C::WfReportParams) => C::Connected,
@@ -190,6 +195,12 @@ mod tests {
             let left = ReceivedContext { only_failed_bits_left: false, ..CTX };
             assert_eq!(view(&os, &done, &left).conn, conn);
         }
+    }
+
+    #[test]
+    fn two_targets_start_over() {
+        let ps = state(C::WfBitMapT, D::Inconsistent, D::UpToDate);
+        assert_eq!(read_peer_state(&state(C::WfBitMapT, D::Outdated, D::UpToDate), &ps, &CTX), Received::BothTargets);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod activity_log;
 mod blocks;
+mod found;
 mod generations;
 mod generations_unseen;
 mod liveness;
