@@ -167,6 +167,7 @@ impl Engine {
         vol.target_maybe_done = false;
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
+            sb_durable_flags: superblock.flags,
             sb_written_size: agreed,
             sb: superblock,
             layout,

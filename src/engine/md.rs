@@ -61,6 +61,8 @@ enum Stage {
     Durable(u64, Bytes),
     /// With the reasons for which changed pages were written before it.
     Superblock(Reasons),
+    /// The superblock that says so is durable.
+    Said(MdFlags),
 }
 
 /// Why a superblock relies on the bitmap: what stood for bits that are not on disk goes with it.
@@ -287,6 +289,10 @@ impl Engine {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
             // A job that was queued earlier must not say what relies on pages that a later one is to write.
+            Stage::Said(flags) => {
+                disk.sb_durable_flags = flags;
+                self.wake_peer_requests(v);
+            }
             Stage::Superblock(done) if disk.bitmap.changed_pages() > 0 && !done.covers(Reasons::of(disk)) => {
                 let reasons = Reasons::of(disk);
                 let flags = done.flags.with(reasons.flags);
@@ -304,6 +310,7 @@ impl Engine {
                 disk.sb_written_size = disk.sb.effective_size;
                 let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
+                job.stages.push_front(Stage::Said(new));
                 job.stages.push_front(if not_durable {
                     Stage::Writes(vec![write])
                 } else {

@@ -43,6 +43,7 @@ mod flush;
 mod inspect;
 mod liveness;
 mod md;
+mod only_copy;
 mod ops;
 mod parameters;
 mod peer_read;

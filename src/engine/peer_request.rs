@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::engine::Engine;
 use crate::engine::action::DiskOp;
-use crate::engine::al::{Begin, ExtentSpan, RequestKey};
+use crate::engine::al::ExtentSpan;
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
@@ -319,6 +319,9 @@ impl Engine {
         if (resync_read || write) && !overtakes && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
+        if write && self.awaits_indicator(key) {
+            return false;
+        }
         if write {
             self.submit_peer_write(key);
         } else {
@@ -340,51 +343,6 @@ impl Engine {
             {
                 vol.peer_waiting.push_back(key);
             }
-        }
-    }
-
-    pub(crate) fn submit_peer_write(&mut self, key: u64) {
-        let Some(request) = self.peer_requests.get(key) else { return };
-        let (v, range) = (request.volume, request.range);
-        let (replicated, settled) = (matches!(request.kind, PeerKind::Write { .. }), request.al_settled);
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
-        let only_copy = replicated && vol.state.pdsk < DiskState::Inconsistent;
-        if only_copy && !settled {
-            // The sender has no disk and so no bitmap: this node keeps the books for both (metadata.md 4.4).
-            let span = ExtentSpan::of(range);
-            let begin = match (vol.usable(), span) {
-                (Some(disk), Some(span)) => {
-                    disk.bitmap.set_range(range.bits_touched());
-                    disk.al.begin(RequestKey(key | PEER_KEY), span, |_| false)
-                }
-                _ => Begin::NotLogged,
-            };
-            let Some(request) = self.peer_requests.get_mut(key) else { return };
-            request.marked = true;
-            match begin {
-                Begin::Hot => request.al = span,
-                Begin::NotLogged => {}
-                Begin::Pending | Begin::Blocked => {
-                    request.al_pending = true;
-                    return self.pump_al(v);
-                }
-            }
-        }
-        self.submit_peer_io(key);
-    }
-
-    /// The activity log let a peer write go (`with` its references, or without).
-    pub(crate) fn peer_al_granted(&mut self, key: u64, with: bool) {
-        if let Some(request) = self.peer_requests.get_mut(key) {
-            request.al_pending = false;
-            request.al_settled = true;
-            if with {
-                request.al = ExtentSpan::of(request.range);
-            }
-            if request.orphan {
-                return self.finish_peer(key);
-            }
-            self.submit_peer_io(key);
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct LocalDisk {
     pub sb: Superblock,
     /// Flags as last written, to know what a write changes.
     pub sb_written_flags: crate::meta::MdFlags,
+    /// Flags that are on stable storage.
+    pub sb_durable_flags: crate::meta::MdFlags,
     /// Agreed size as last written.
     pub sb_written_size: Sectors,
     /// Where everything is.

@@ -1,6 +1,6 @@
 //! The activity log and the superblock's flags: what a crash must find on the medium.
 
-use super::super::plan::{DiskFault, Order};
+use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::{EXTENT, MIB, regression};
 use super::super::world::{A, B};
 use super::{parted, primary, turn};
@@ -244,5 +244,26 @@ fn s25_slots_are_shared_by_writes_that_wait_and_a_disk_that_goes() {
         s.settle();
         s.same_data();
         assert_eq!(s.bits(A, 0) + s.bits(B, 0), 0);
+    });
+}
+
+/// A Primary's activity log fails under a write, and the node with the only copy loses its power at once: what reached the one disk
+/// and not the other is marked, also in extents that were hot there from its own time as Primary.
+#[test]
+fn the_only_copy_is_marked_before_it_is_written() {
+    regression(48, &[], |k, scenario| {
+        let mut s = primary(scenario);
+        s.a().write(0, 8);
+        s.a().demote();
+        s.b().promote();
+        s.b().fail(DiskFault::Meta, 1);
+        s.b().start(ClientOp::Write { fua: true }, 8, 8);
+        s.events(k);
+        s.a().power_cut();
+        s.b().crash();
+        s.a().restart();
+        s.b().restart();
+        s.recover();
+        s.same_data();
     });
 }
