@@ -3,13 +3,13 @@
 use super::coverage::Group;
 use super::device::Io;
 use super::node::nr;
-use super::plan::DiskFault;
-use super::world::{Asked, Checker, Due, World};
+use super::plan::{DiskFault, Moment, Victims};
+use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::action::{Action, ClientResult, DiskOp, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
-use crate::wire::state::{ConnState, DiskState};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
     pub(super) fn act(&mut self, node: usize, action: Action) {
@@ -186,6 +186,7 @@ impl World {
             }
             (Asked::Flush, Ok(_)) => {
                 self.model.end_flush(node, pending.volume, pending.began, &scene, pending.powers);
+                self.moment(node, Moment::Flushed);
             }
             (Asked::Read { start, count }, Ok(data)) => {
                 let strict = pending.strict && scene.own_good;
@@ -231,7 +232,7 @@ impl World {
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
-            self.nodes[node].unlimited_until = self.now + 200_000_000_000;
+            self.nodes[node].unlimited = true;
         }
         let target = |conn| matches!(conn, ConnState::SyncTarget | ConnState::PausedSyncT);
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
@@ -266,12 +267,15 @@ impl World {
                 self.called_equal(1 - node, node, volume);
             }
         }
+        for moment in moments(old, new) {
+            self.moment(node, moment);
+        }
         if old.role != new.role {
             self.unchecked_all[volume] = true;
             self.model.new_era(self.tick, volume);
         }
         if new.conn == ConnState::ProtocolError {
-            let last: Vec<&str> = self.nodes[node].log.iter().rev().take(3).map(String::as_str).collect();
+            let last: Vec<&str> = self.nodes[node].log.iter().rev().take(12).map(String::as_str).collect();
             let why = last.iter().find(|line| line.contains("dropping the connection")).copied().unwrap_or_default();
             // The start of a resync that this node has given up (a disk is gone) crosses the peer's packets for it: starting
             // over with a new connection is the safe way out, because nobody can tell old from new ones.
@@ -289,6 +293,24 @@ impl World {
                 Checker::Sanity,
                 format!("node {} takes the other engine's packets for illegal: {why}", ["A", "B"][node]),
             );
+        }
+    }
+
+    /// Springs the ambush that waits for this.
+    fn moment(&mut self, node: usize, moment: Moment) {
+        let Some(ambush) = self.nodes[node].ambush.filter(|ambush| ambush.moment == moment) else { return };
+        self.nodes[node].ambush = None;
+        self.coverage.count(Group::Fault, &format!("ambush: {moment:?}"));
+        for victim in [A, B] {
+            let hit = match ambush.victims {
+                Victims::Own => victim == node,
+                Victims::Other => victim != node,
+                Victims::Both => true,
+            };
+            if hit && self.nodes[victim].is_up() {
+                self.nodes[victim].doomed = Some((ambush.after, ambush.power));
+                self.after(u64::from(ambush.back[victim]) * 1_000_000, Due::Back { node: victim });
+            }
         }
     }
 
@@ -334,4 +356,23 @@ impl World {
     pub(super) fn volume_nr(volume: usize) -> VolumeNr {
         nr(volume)
     }
+}
+
+/// What an ambush may wait for in this change.
+fn moments(old: &VolumeState, new: &VolumeState) -> impl Iterator<Item = Moment> {
+    let syncing = |s: &VolumeState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&s.conn);
+    let there = |s: &VolumeState| s.conn >= ConnState::Connected;
+    let disk = |s: &VolumeState| s.disk > DiskState::Failed;
+    let primary = |s: &VolumeState| s.role == Role::Primary;
+    [
+        (!syncing(old) && syncing(new), Moment::ResyncBegins),
+        (syncing(old) && !syncing(new) && there(new), Moment::ResyncEnds),
+        (!there(old) && there(new), Moment::Connects),
+        (there(old) && !there(new), Moment::Disconnects),
+        (disk(old) && !disk(new), Moment::DiskGone),
+        (!primary(old) && primary(new), Moment::Promoted),
+        (primary(old) && !primary(new), Moment::Demoted),
+    ]
+    .into_iter()
+    .filter_map(|(comes, moment)| comes.then_some(moment))
 }

@@ -111,6 +111,7 @@ impl Model {
         let volume = |size: &u64| VolumeModel {
             index: vec![0; usize::try_from(*size).unwrap_or(0)],
             states: vec![SectorState::default()],
+            sectors: Vec::new(),
             writes: Vec::new(),
             era: 0,
             era_start: 0,
