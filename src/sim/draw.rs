@@ -38,7 +38,7 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         _ => Start::Skipped,
     };
     // Only a device of more extents than the smallest activity log has slots (67) makes the log forget some.
-    let base = rng.pick(&[36, 36, 40, 40, 44, 348, 360, 372]) * MIB;
+    let base = rng.pick(&[36, 36, 40, 40, 44, 520, 540, 560]) * MIB;
     let uneven = rng.percent(10);
     let size = |rng: &mut Rng, base: u64| {
         let more = if uneven { rng.below(64) * 4096 } else { 0 };
@@ -85,7 +85,7 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     };
     let disk = DiskOptions {
         on_io_error: rng.pick(&[OnIoError::Detach, OnIoError::Detach, OnIoError::PassOn]),
-        al_extents: rng.pick(&[67, 67, 67, 1237]),
+        al_extents: rng.pick(&[67, 67, 67, 67, 1237]),
         al_updates: !rng.percent(4),
         disk_flushes: true,
         resync_rate: rng.pick(&[None, None, Some(MIB), Some(4 * MIB), Some(40 * MIB)]),
@@ -95,7 +95,7 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     NodeParams {
         net,
         disk,
-        external_meta: rng.coin(),
+        external_meta: rng.percent(60),
         al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
         version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),
         features: rng.pick(&[0xf, 0xf, 0xf, 0x9, 0x3, 0x0]),

@@ -29,7 +29,8 @@ impl Draft {
         let burst_max = if large { rng.pick(&[16, 40, 300]) } else { rng.pick(&[4, 16, 40, 120]) };
         let mut habits = Habits {
             reads: rng.within(10, 40),
-            flushes: rng.pick(&[0, 1, 5, 15]),
+            // Where extents are forgotten, what was written there is still in a cache.
+            flushes: if large { rng.pick(&[0, 0, 1, 5]) } else { rng.pick(&[0, 1, 5, 15]) },
             discards: rng.pick(&[0, 0, 4]),
             zeroes: rng.pick(&[0, 0, 4]),
             fua: rng.pick(&[0, 0, 10]),
