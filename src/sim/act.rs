@@ -1,7 +1,7 @@
 //! What the engine orders, carried out: disk operations, completions, timers, announcements.
 
 use super::coverage::Group;
-use super::device::Io;
+use super::device::{Io, OpKind};
 use super::node::nr;
 use super::plan::{DiskFault, Moment, Victims};
 use super::world::{A, Asked, B, Checker, Due, World};
@@ -109,6 +109,9 @@ impl World {
         let Some((ticket, on_meta)) = vol.ops.remove(&op) else { return };
         let failing = vol.failing_op(ticket, on_meta);
         let shared = vol.meta.is_none();
+        if failing && !on_meta && vol.data.kind(ticket) == OpKind::Write {
+            vol.write_failed = self.tick;
+        }
         let device = if on_meta { vol.meta_device() } else { &mut vol.data };
         let ended = if failing { device.fail(ticket) } else { device.complete(ticket) };
         self.trace.note(self.now, node, 5, op.0, || {
@@ -173,6 +176,21 @@ impl World {
         self.stats.operations += u64::from(result.is_ok());
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
+        }
+        let vol = &self.nodes[node].volumes[pending.volume];
+        let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
+        if result.is_ok()
+            && vol.write_failed == now
+            && matches!(pending.what, Asked::Write(_))
+            && !scene.own_good
+            && !there
+        {
+            let text = format!(
+                "request {} ended well, its write has failed and no good disk has it: {}",
+                id.0,
+                self.describe()
+            );
+            self.fail(Checker::Lost, text);
         }
         match (pending.what, result) {
             (Asked::Write(write), result) => {

@@ -5,9 +5,7 @@
 
 use std::time::Duration;
 
-use super::plan::{
-    Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims,
-};
+use super::plan::{Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
 use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
 use crate::wire::digest::AlgName;
@@ -259,13 +257,14 @@ impl Draft {
             Moment::Demoted,
             Moment::Flushed,
             Moment::Flushed,
+            Moment::Flushed,
         ]);
-        let victims = self.rng.pick(&[Victims::Own, Victims::Other, Victims::Both]);
+        let victims = self.rng.pick(&[Victims::Own, Victims::Other, Victims::Both, Victims::Both]);
         let after = self.rng.pick(&[0, 4, 20, 100]);
         let after = u32::try_from(self.rng.within(0, after)).unwrap_or(0);
         let mut back = || u32::try_from(self.rng.within(300, 4000)).unwrap_or(300);
         let back = [back(), back()];
-        let power = self.rng.percent(swarm.power.max(30));
+        let power = self.rng.percent(swarm.power.max(50));
         let node = usize::from(self.rng.coin());
         self.add(at, Happening::Ambush { node, moment, victims, power, after, back });
     }

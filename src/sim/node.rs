@@ -57,6 +57,8 @@ pub struct SimVolume {
     pub forcing: u32,
     /// The operator allowed that this node's data be discarded.
     pub named: bool,
+    /// When a write to the data device failed last: the simulator's step.
+    pub write_failed: u64,
     /// How often its disk failed or was taken away.
     pub failures: u64,
 }
@@ -203,6 +205,7 @@ impl Node {
                     opened: false,
                     forcing: 0,
                     named: false,
+                    write_failed: 0,
                     failures: 0,
                 }
             })
