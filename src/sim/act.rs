@@ -301,6 +301,10 @@ impl World {
             if crossed && why.contains("not expected in state Connected") {
                 return self.coverage.count(Group::Fault, "resync given up while it began");
             }
+            // The same of a resync whose source lost its disk and got it back: what it refused before comes late.
+            if why.starts_with("P_NEG_RS_DREPLY") && why.contains("were not asked for") {
+                return self.coverage.count(Group::Fault, "resync begun anew before its last answers came");
+            }
             // Two rules for a missed end of a resync do not mirror each other: both nodes take themselves for the source,
             // find out before a block moved, and start over.
             if why.starts_with("P_SYNC_UUID: not expected in state SyncSource") {

@@ -560,6 +560,9 @@ impl Model {
             .filter(|c| !self.replaced(state, c.write, node, NEVER))
             .map(|c| self.tell(Content::Write(c.write)))
             .collect();
+        if let Some(last) = list.last_chunk::<8>().filter(|_| list.len() > 8) {
+            return format!("one of {} older ones or {}", list.len() - 8, last.join(" or "));
+        }
         if !list.is_empty() {
             return list.join(" or ");
         }
