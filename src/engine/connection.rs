@@ -413,7 +413,8 @@ impl Engine {
 
     /// Orders the next link, as soon as everything that the last one brought is on the disks.
     pub(crate) fn start_link(&mut self) {
-        if self.conn.start_due && !self.volumes.keys().any(|v| self.orphans_on_their_way(*v)) {
+        let hasty = self.faulty(Fault::OrphanAnswered);
+        if self.conn.start_due && (hasty || !self.volumes.keys().any(|v| self.orphans_on_their_way(*v))) {
             self.conn.start_due = false;
             self.out.push(Action::Link(LinkAction::Start));
         }

@@ -100,7 +100,7 @@ faults! {
     StaleLinkAccepted, "stale-link-accepted",
         "Packets of an earlier link are taken for the present one's.";
     OrphanAnswered, "orphan-answered",
-        "What was received on an earlier link is answered on the present one.";
+        "A link starts while writes of the last one are on their way, and what that brought is answered on it.";
     HoldSurvivesLink, "hold-survives-link",
         "What held packets back on the last link holds them back on the next one (S38).";
     QuestionForgotten, "question-forgotten",

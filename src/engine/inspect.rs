@@ -16,6 +16,8 @@ pub struct HighWater {
     pub received_epochs: usize,
     /// Application writes started, of the volume that has most.
     pub started: usize,
+    /// Application writes that wait for a range, of the volume that has most.
+    pub blocked: usize,
 }
 
 impl Engine {
@@ -39,6 +41,7 @@ impl Engine {
             resync_unacked: self.volumes.values().map(|vol| vol.resync_unacked.len()).max().unwrap_or(0),
             received_epochs: self.rx.count(),
             started: self.volumes.values().map(|vol| vol.active.len()).max().unwrap_or(0),
+            blocked: self.volumes.values().map(|vol| vol.blocked.len()).max().unwrap_or(0),
         }
     }
 }

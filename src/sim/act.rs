@@ -1,17 +1,17 @@
 //! What the engine orders, carried out: disk operations, completions, timers, announcements.
 
 use super::coverage::Group;
-use super::device::Io;
+use super::device::{Io, OpKind};
 use super::node::{Illegal, nr};
-use super::plan::DiskFault;
-use super::world::{Asked, Checker, Due, World};
+use super::plan::{DiskFault, Moment, Victims};
+use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::action::{Action, ClientResult, DiskOp, Fact, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
 use crate::wire::kind::Kind;
-use crate::wire::state::{ConnState, DiskState};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
     pub(super) fn act(&mut self, node: usize, action: Action) {
@@ -111,6 +111,9 @@ impl World {
         let Some((ticket, on_meta)) = vol.ops.remove(&op) else { return };
         let failing = vol.failing_op(ticket, on_meta);
         let shared = vol.meta.is_none();
+        if failing && !on_meta && vol.data.kind(ticket) == OpKind::Write {
+            vol.write_failed = self.tick;
+        }
         let device = if on_meta { vol.meta_device() } else { &mut vol.data };
         let ended = if failing { device.fail(ticket) } else { device.complete(ticket) };
         self.trace.note(self.now, node, 5, op.0, || {
@@ -176,6 +179,21 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
         }
+        let vol = &self.nodes[node].volumes[pending.volume];
+        let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
+        if result.is_ok()
+            && vol.write_failed == now
+            && matches!(pending.what, Asked::Write(_))
+            && !scene.own_good
+            && !there
+        {
+            let text = format!(
+                "request {} ended well, its write has failed and no good disk has it: {}",
+                id.0,
+                self.describe()
+            );
+            self.fail(Checker::Lost, text);
+        }
         match (pending.what, result) {
             (Asked::Write(write), result) => {
                 self.model.end_write(now, write, result.is_ok(), &scene);
@@ -188,6 +206,7 @@ impl World {
             }
             (Asked::Flush, Ok(_)) => {
                 self.model.end_flush(node, pending.volume, pending.began, &scene, pending.powers);
+                self.moment(node, Moment::Flushed);
             }
             (Asked::Read { start, count }, Ok(data)) => {
                 let strict = pending.strict && scene.own_good;
@@ -238,7 +257,7 @@ impl World {
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
-            self.nodes[node].unlimited_until = self.now + 200_000_000_000;
+            self.nodes[node].unlimited = true;
         }
         let target = |conn| matches!(conn, ConnState::SyncTarget | ConnState::PausedSyncT);
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
@@ -273,6 +292,9 @@ impl World {
                 self.called_equal(1 - node, node, volume);
             }
         }
+        for moment in moments(old, new) {
+            self.moment(node, moment);
+        }
         if old.role != new.role {
             self.unchecked_all[volume] = true;
             self.model.new_era(self.tick, volume);
@@ -299,6 +321,24 @@ impl World {
                 Checker::Sanity,
                 format!("node {} takes the other engine's packets for illegal: {why}", ["A", "B"][node]),
             );
+        }
+    }
+
+    /// Springs the ambush that waits for this.
+    fn moment(&mut self, node: usize, moment: Moment) {
+        let Some(ambush) = self.nodes[node].ambush.filter(|ambush| ambush.moment == moment) else { return };
+        self.nodes[node].ambush = None;
+        self.coverage.count(Group::Fault, &format!("ambush: {moment:?}"));
+        for victim in [A, B] {
+            let hit = match ambush.victims {
+                Victims::Own => victim == node,
+                Victims::Other => victim != node,
+                Victims::Both => true,
+            };
+            if hit && self.nodes[victim].is_up() {
+                self.nodes[victim].doomed = Some((ambush.after, ambush.power));
+                self.after(u64::from(ambush.back[victim]) * 1_000_000, Due::Back { node: victim });
+            }
         }
     }
 
@@ -344,4 +384,23 @@ impl World {
     pub(super) fn volume_nr(volume: usize) -> VolumeNr {
         nr(volume)
     }
+}
+
+/// What an ambush may wait for in this change.
+fn moments(old: &VolumeState, new: &VolumeState) -> impl Iterator<Item = Moment> {
+    let syncing = |s: &VolumeState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&s.conn);
+    let there = |s: &VolumeState| s.conn >= ConnState::Connected;
+    let disk = |s: &VolumeState| s.disk > DiskState::Failed;
+    let primary = |s: &VolumeState| s.role == Role::Primary;
+    [
+        (!syncing(old) && syncing(new), Moment::ResyncBegins),
+        (syncing(old) && !syncing(new) && there(new), Moment::ResyncEnds),
+        (!there(old) && there(new), Moment::Connects),
+        (there(old) && !there(new), Moment::Disconnects),
+        (disk(old) && !disk(new), Moment::DiskGone),
+        (!primary(old) && primary(new), Moment::Promoted),
+        (primary(old) && !primary(new), Moment::Demoted),
+    ]
+    .into_iter()
+    .filter_map(|(comes, moment)| comes.then_some(moment))
 }

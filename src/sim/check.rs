@@ -36,8 +36,10 @@ impl World {
     pub fn check(&mut self) {
         self.check_memory();
         self.check_status();
+        self.check_stuck();
         if self.is_quiet() {
             self.note_drained();
+            self.check_views();
             self.check_replicas();
             self.check_promises();
         }
@@ -168,11 +170,14 @@ impl World {
 
     pub(super) fn check_memory(&mut self) {
         for node in [A, B] {
-            let Some(engine) = self.nodes[node].engine.as_ref() else { continue };
+            let it = &mut self.nodes[node];
+            let Some(engine) = it.engine.as_ref() else { continue };
             let marks = engine.high_water();
             // Without a configured connection nothing limits them; what was started then may take its time.
-            let free = self.now < self.nodes[node].unlimited_until;
-            let writes = if free { usize::MAX } else { self.nodes[node].max_buffers as usize };
+            let writes = it.max_buffers as usize;
+            it.unlimited &= it.conn == ConnState::StandAlone || marks.started > writes;
+            // What waited for one large range may start all at once when that is free.
+            let writes = if it.unlimited || marks.blocked > 0 { usize::MAX } else { 2 * writes };
             let limits = [
                 ("peer requests", marks.peer_requests, PEER_REQUESTS_MAX + 64),
                 ("unacknowledged resync replies", marks.resync_unacked, RESYNC_UNACKED_MAX),
@@ -215,6 +220,60 @@ impl World {
                         return self.fail(Checker::Status, text);
                     }
                 }
+            }
+        }
+    }
+
+    /// A request that nothing is under way for, between two nodes that are connected and at work, at two looks in a row.
+    fn check_stuck(&mut self) {
+        let Some(link) = self.links.last() else { return };
+        let at_work = link.open == [true; 2]
+            && link.up == [true; 2]
+            && link.losing == [false; 2]
+            && link.is_quiet()
+            && self.blocked == [false; 2]
+            && self.nodes.iter().all(|n| {
+                n.conn >= ConnState::Connected
+                    && n.frozen_until < self.now
+                    && n.volumes.iter().all(|vol| vol.ops.is_empty())
+                    && !n.batch
+                    && n.queued.is_empty()
+            });
+        let oldest = self.pending.keys().next().copied().filter(|_| at_work);
+        if let (Some(id), Some(before)) = (oldest, self.idle)
+            && id == before
+            && let Some(pending) = self.pending.get(&id)
+        {
+            let text = format!(
+                "nothing is under way, but request {} ({:?}) of volume {} waits: {}",
+                id.0,
+                pending.what,
+                pending.volume,
+                self.describe()
+            );
+            self.fail(Checker::Requests, text);
+        }
+        self.idle = oldest;
+    }
+
+    /// Connected, and nothing is under way: each node knows the other as it is.
+    fn check_views(&mut self) {
+        for volume in 0..self.differs.len() {
+            let (a, b) = (self.state(A, volume), self.state(B, volume));
+            let settled = |s: &crate::engine::state::VolumeState| {
+                s.conn >= ConnState::Connected && !matches!(s.disk, DiskState::Attaching | DiskState::Negotiating)
+            };
+            if !settled(&a) || !settled(&b) {
+                continue;
+            }
+            let mirrored = match a.conn {
+                ConnState::SyncSource => b.conn == ConnState::SyncTarget,
+                ConnState::SyncTarget => b.conn == ConnState::SyncSource,
+                ConnState::Connected => b.conn == ConnState::Connected,
+                _ => true,
+            };
+            if !mirrored || a.pdsk != b.disk || b.pdsk != a.disk || a.peer != b.role || b.peer != a.role {
+                return self.fail(Checker::Status, format!("the nodes do not know each other: {}", self.describe()));
             }
         }
     }

@@ -36,6 +36,10 @@ impl World {
         if !self.nodes[node].volumes[volume].opened {
             self.nodes[node].volumes[volume].opened = true;
             self.event(node, Event::Opened { volume: nr(volume) });
+            if !self.nodes[node].is_up() {
+                // It died over it.
+                return;
+            }
         }
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
         match op {

@@ -79,8 +79,13 @@ pub enum Defect {
 /// Zeroes that are shared: most of a large device is blank.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
-/// A slice of the shared zeroes, if it is one.
-fn is_shared_zero(data: &Bytes) -> bool {
+/// So many zeroes that are shared, unless those are too many.
+pub(super) fn shared_zeroes(len: usize) -> Option<Bytes> {
+    ZEROES.get(..len).map(Bytes::from_static)
+}
+
+/// Whether it is a slice of the shared zeroes.
+pub(super) fn is_shared_zero(data: &Bytes) -> bool {
     ZEROES.as_ptr_range().contains(&data.as_ptr())
 }
 
@@ -337,8 +342,11 @@ impl Device {
             Io::Read { start, len } => {
                 let size = usize::try_from(len).unwrap_or(0);
                 let busy = self.running.values().any(|op| matches!(op.io, Io::Write { .. }));
-                if !busy && size <= ZEROES.len() && self.current.is_blank(start, len) {
-                    return Ended { data: Some(Bytes::from_static(&ZEROES[..size])), touched: None };
+                if !busy
+                    && let Some(zeroes) = shared_zeroes(size)
+                    && self.current.is_blank(start, len)
+                {
+                    return Ended { data: Some(zeroes), touched: None };
                 }
                 let mut out = vec![0; size];
                 self.current.read(start, &mut out);

@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
-use super::plan::{ClientOp, Cut, DiskFault, Happening, NodeParams, Order, Params, Plan, Start, Step};
+use super::plan::{Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
 use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
 use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
+
+mod clients;
 
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
@@ -20,7 +22,7 @@ const SECOND: u64 = 1_000_000_000;
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let params = params(seed, &mut rng);
-    let steps = Draft { rng: Rng::stream(seed, 2), steps: Vec::new() }.draw(&params);
+    let steps = Draft { rng: Rng::stream(seed, 2), steps: Vec::new(), storms: Vec::new() }.draw(&params);
     Plan { params, steps }
 }
 
@@ -34,7 +36,7 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         _ => Start::Skipped,
     };
     // Only a device of more extents than the smallest activity log has slots (67) makes the log forget some.
-    let base = rng.pick(&[36, 36, 40, 40, 44, 44, 296, 312]) * MIB;
+    let base = rng.pick(&[36, 36, 40, 40, 44, 520, 540, 560]) * MIB;
     let uneven = rng.percent(10);
     let size = |rng: &mut Rng, base: u64| {
         let more = if uneven { rng.below(64) * 4096 } else { 0 };
@@ -81,17 +83,17 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     };
     let disk = DiskOptions {
         on_io_error: rng.pick(&[OnIoError::Detach, OnIoError::Detach, OnIoError::PassOn]),
-        al_extents: rng.pick(&[67, 67, 67, 1237]),
+        al_extents: rng.pick(&[67, 67, 67, 67, 1237]),
         al_updates: !rng.percent(4),
         disk_flushes: true,
-        resync_rate: rng.pick(&[None, None, Some(4 * MIB), Some(40 * MIB)]),
+        resync_rate: rng.pick(&[None, None, Some(MIB), Some(4 * MIB), Some(40 * MIB)]),
         discard_zeroes_if_aligned: rng.coin(),
         ..DiskOptions::default()
     };
     NodeParams {
         net,
         disk,
-        external_meta: rng.coin(),
+        external_meta: rng.percent(60),
         al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
         version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),
         features: rng.pick(&[0xf, 0xf, 0xf, 0x9, 0x3, 0x0]),
@@ -116,6 +118,7 @@ struct Swarm {
     bold: u64,
     double_crashes: u64,
     late_crash: u64,
+    ambushes: u64,
 }
 
 fn swarm(rng: &mut Rng) -> Swarm {
@@ -133,12 +136,15 @@ fn swarm(rng: &mut Rng) -> Swarm {
         bold: often(&[0, 0, 0, 20]),
         double_crashes: often(&[0, 10, 30]),
         late_crash: often(&[0, 50, 100]),
+        ambushes: often(&[0, 6, 12, 20]),
     }
 }
 
 struct Draft {
     rng: Rng,
     steps: Vec<Step>,
+    /// Moments around which most faults and requests of the run come together.
+    storms: Vec<u64>,
 }
 
 impl Draft {
@@ -149,6 +155,10 @@ impl Draft {
     fn draw(mut self, params: &Params) -> Vec<Step> {
         let end = params.faults_until;
         let swarm = swarm(&mut self.rng);
+        if self.rng.percent(60) {
+            let count = self.rng.within(2, 8);
+            self.storms = (0..count).map(|_| 2 * SECOND + self.rng.below(end - 4 * SECOND)).collect();
+        }
         self.clients(params, end);
         self.faults(&swarm, params, end);
         self.manager(&swarm, end);
@@ -160,79 +170,30 @@ impl Draft {
     fn moments(&mut self, per_100s: u64, end: u64) -> Vec<u64> {
         let expected = per_100s * end * 100 / (100 * SECOND);
         let count = expected / 100 + u64::from(self.rng.below(100) < expected % 100);
-        (0..count).map(|_| 2 * SECOND + self.rng.below(end - 2 * SECOND)).collect()
+        (0..count).map(|_| self.moment(end)).collect()
     }
 
-    /// Bursts of overlapping requests on a few hot places, so that they meet each other and the faults.
-    fn clients(&mut self, params: &Params, end: u64) {
-        let total = self.rng.within(650, 1100);
-        let burst_max = self.rng.pick(&[4, 16, 40]);
-        let reads = self.rng.within(10, 40);
-        let flushes = self.rng.pick(&[1, 5, 15]);
-        let discards = self.rng.pick(&[0, 0, 4]);
-        let zeroes = self.rng.pick(&[0, 0, 4]);
-        let fua = self.rng.pick(&[0, 0, 10]);
-        let aligned = self.rng.coin();
-        let large = params.volumes[0][0] > 100 * MIB;
-        let places = if large { self.rng.within(60, 90) } else { self.rng.within(3, 14) };
-        let places: Vec<(usize, u64)> = (0..places).map(|_| self.place(params)).collect();
-        let width = self.rng.pick(&[64, 256, 1024]);
-        let mut made = 0;
-        while made < total {
-            let burst = self.rng.within(1, burst_max);
-            let begin = SECOND + self.rng.below(end - SECOND);
-            let spread = self.rng.pick(&[MS / 10, 5 * MS, 200 * MS]);
-            for _ in 0..burst {
-                made += 1;
-                let (volume, place) = self.rng.pick(&places);
-                let mut count: u64 = self.rng.pick(&[1, 8, 8, 8, 16, 3, 32]);
-                if self.rng.below(300) == 0 {
-                    count = self.rng.pick(&[256, 1024, 2048]);
-                }
-                let mut start = place + self.rng.below(width);
-                if aligned {
-                    start = start / 8 * 8;
-                    count = count.div_ceil(8) * 8;
-                }
-                let op = match self.rng.below(100) {
-                    n if n < reads => ClientOp::Read,
-                    n if n < reads + flushes => ClientOp::Flush,
-                    n if n < reads + flushes + discards => ClientOp::Discard,
-                    n if n < reads + flushes + discards + zeroes => {
-                        ClientOp::Zeroes { fua: self.rng.percent(20), unmap: self.rng.coin() }
-                    }
-                    _ => ClientOp::Write { fua: self.rng.percent(fua) },
-                };
-                if matches!(op, ClientOp::Discard | ClientOp::Zeroes { .. }) && self.rng.percent(20) {
-                    count *= 40;
-                }
-                let limit = sectors(params, volume);
-                start = start.min(limit - 1);
-                count = count.min(limit - start);
-                let node = usize::from(self.rng.coin());
-                let at = begin + self.rng.below(spread);
-                self.add(at, Happening::Client { op, volume, start, count, node });
+    /// Some moment: anywhere, in a storm, or just when clients are busy.
+    fn moment(&mut self, end: u64) -> u64 {
+        let any = 2 * SECOND + self.rng.below(end - 2 * SECOND);
+        let step = self.rng.below(self.steps.len() as u64);
+        let near = self.rng.pick(&[MS / 5, 3 * MS, 30 * MS]);
+        match self.rng.below(10) {
+            0..3 if !self.storms.is_empty() => self.rng.pick(&self.storms) + self.rng.below(2 * SECOND),
+            3..7 => {
+                let busy = usize::try_from(step).ok().and_then(|step| self.steps.get(step)).map_or(any, |step| step.at);
+                busy.max(2 * SECOND) + self.rng.below(near)
             }
+            _ => any,
         }
-    }
-
-    fn place(&mut self, params: &Params) -> (usize, u64) {
-        let volume = if self.rng.percent(75) { 0 } else { params.volumes.len() - 1 };
-        // Near the borders of activity-log extents, at both ends of the device, or anywhere.
-        let sectors = sectors(params, volume);
-        let extents = sectors / 8192;
-        let place = match self.rng.below(6) {
-            0 => 0,
-            1 => sectors.saturating_sub(512),
-            2 => (self.rng.below(extents) + 1) * 8192 - 32,
-            _ => self.rng.below(extents) * 8192 + self.rng.below(7000),
-        };
-        (volume, place.min(sectors - 1))
     }
 
     fn faults(&mut self, swarm: &Swarm, params: &Params, end: u64) {
         for at in self.moments(swarm.crashes, end) {
             self.crash(swarm, at);
+        }
+        for at in self.moments(swarm.ambushes, end) {
+            self.ambush(swarm, at);
         }
         for at in self.moments(swarm.blackouts, end) {
             self.add(at, Happening::Blackout);
@@ -273,10 +234,39 @@ impl Draft {
             let (node, volume) = self.where_to(params);
             let order = self.order();
             self.add(at, Happening::Order { node, volume, order });
+            if matches!(order, Order::Detach { .. }) && self.rng.coin() {
+                let again = at + self.rng.around(300 * MS);
+                self.add(again, Happening::Order { node, volume, order: Order::Attach });
+            }
         }
         for at in self.moments(swarm.switch_overs, end) {
             self.add(at, Happening::SwitchOver);
         }
+    }
+
+    /// A node dies just when something happened: on the way into it, or soon after.
+    fn ambush(&mut self, swarm: &Swarm, at: u64) {
+        let moment = self.rng.pick(&[
+            Moment::ResyncBegins,
+            Moment::ResyncBegins,
+            Moment::ResyncEnds,
+            Moment::Connects,
+            Moment::Disconnects,
+            Moment::DiskGone,
+            Moment::Promoted,
+            Moment::Demoted,
+            Moment::Flushed,
+            Moment::Flushed,
+            Moment::Flushed,
+        ]);
+        let victims = self.rng.pick(&[Victims::Own, Victims::Other, Victims::Both, Victims::Both]);
+        let after = self.rng.pick(&[0, 4, 20, 100]);
+        let after = u32::try_from(self.rng.within(0, after)).unwrap_or(0);
+        let mut back = || u32::try_from(self.rng.within(300, 4000)).unwrap_or(300);
+        let back = [back(), back()];
+        let power = self.rng.percent(swarm.power.max(50));
+        let node = usize::from(self.rng.coin());
+        self.add(at, Happening::Ambush { node, moment, victims, power, after, back });
     }
 
     fn crash(&mut self, swarm: &Swarm, at: u64) {
@@ -339,11 +329,4 @@ impl Draft {
             at += pace / 2 + self.rng.below(pace);
         }
     }
-}
-
-/// Sectors of a volume that clients use.
-fn sectors(params: &Params, volume: usize) -> u64 {
-    let [a, b] = params.volumes[volume];
-    // Internal metadata take less than 1 MiB of devices of this size.
-    (a.min(b) - MIB) / 512
 }

@@ -232,8 +232,33 @@ impl World {
         for pipe in &mut it.pipes[node] {
             pipe.closed = true;
         }
+        self.leave_packets(link, node);
         self.end_of_stream(link, node);
         self.try_connect();
+    }
+
+    /// A link ends here; of what was under way to this node its driver may have taken some, and hands it over late.
+    fn leave_packets(&mut self, link: usize, node: usize) {
+        for pipe in &mut self.links[link].pipes[1 - node] {
+            let some = self.dice.net.below(pipe.flight_len() as u64 + 1);
+            pipe.arrive(usize::try_from(some).unwrap_or(0));
+        }
+        let wait = self.dice.net.pick(&[100_000, 50_000_000, 700_000_000]);
+        let (wait, life) = (self.dice.net.around(wait), self.nodes[node].life);
+        self.after(wait, Due::Late { link, node, life });
+    }
+
+    /// The engine gets packets of a link that it knows to be gone.
+    pub(super) fn late_packets(&mut self, link: usize, node: usize) {
+        for socket in SOCKETS {
+            while let Ok(Some((volume, packet))) = self.links[link].receive(1 - node, socket) {
+                let nr = self.links[link].nr[node];
+                self.trace.note(self.now, node, 15, 0, || {
+                    format!("gets late, of link {link}, {socket:?} vol {volume} {}", brief(&packet))
+                });
+                self.event(node, Event::Packet { link: nr, socket, volume, packet });
+            }
+        }
     }
 
     /// The node will learn soon that its link is gone.
@@ -257,6 +282,7 @@ impl World {
             pipe.lose();
         }
         self.trace.note(self.now, node, 14, link as u64, || format!("link {link} lost: {reason}"));
+        self.leave_packets(link, node);
         if up {
             let socket = if self.dice.net.coin() { WireSocket::Data } else { WireSocket::Meta };
             let reason = String::from(reason);

@@ -111,6 +111,7 @@ impl Model {
         let volume = |size: &u64| VolumeModel {
             index: vec![0; usize::try_from(*size).unwrap_or(0)],
             states: vec![SectorState::default()],
+            sectors: Vec::new(),
             writes: Vec::new(),
             era: 0,
             era_start: 0,
@@ -561,6 +562,9 @@ impl Model {
             .filter(|c| !self.replaced(state, c.write, node, NEVER))
             .map(|c| self.tell(Content::Write(c.write)))
             .collect();
+        if let Some(last) = list.last_chunk::<8>().filter(|_| list.len() > 8) {
+            return format!("one of {} older ones or {}", list.len() - 8, last.join(" or "));
+        }
         if !list.is_empty() {
             return list.join(" or ");
         }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use super::device::{is_shared_zero, shared_zeroes};
 use crate::engine::event::{LinkNr, Socket};
 use crate::units::VolumeNr;
 use crate::wire::agreed::Agreed;
@@ -44,6 +45,20 @@ impl Chunks {
         }
     }
 
+    /// Moves exactly `count` bytes, which must be there, without copying them.
+    fn shift(&mut self, to: &mut Self, mut count: usize) {
+        self.len -= count;
+        while count > 0 {
+            let Some(mut front) = self.pieces.pop_front() else { break };
+            if front.len() > count {
+                let rest = front.split_off(count);
+                self.pieces.push_front(rest);
+            }
+            count -= front.len();
+            to.push(front);
+        }
+    }
+
     /// Takes exactly `count` bytes, which must be there.
     fn take(&mut self, count: usize) -> Bytes {
         self.len -= count;
@@ -54,6 +69,19 @@ impl Chunks {
             if front.len() == count {
                 return self.pieces.pop_front().unwrap_or_default();
             }
+        }
+        let mut len = 0;
+        let parts = self.pieces.iter().take_while(|piece| {
+            len += piece.len();
+            len - piece.len() < count
+        });
+        if let Some(zeroes) = shared_zeroes(count)
+            && parts.into_iter().all(is_shared_zero)
+        {
+            // Pieces of the blank ranges of a disk stay what they are.
+            self.len += count;
+            self.shift(&mut Self::default(), count);
+            return zeroes;
         }
         let mut out = BytesMut::with_capacity(count);
         while out.len() < count {
@@ -117,8 +145,7 @@ impl Pipe {
         let before = self.packets;
         while room > 0 && self.outbox.len > 0 {
             let part = room.min(self.ends.front().copied().unwrap_or(self.outbox.len)).min(self.outbox.len);
-            let bytes = self.outbox.take(part);
-            self.flight.push(bytes);
+            self.outbox.shift(&mut self.flight, part);
             room -= part;
             if let Some(end) = self.ends.front_mut() {
                 *end -= part;
@@ -134,13 +161,7 @@ impl Pipe {
     /// Up to `limit` bytes arrive; how many did.
     pub fn arrive(&mut self, limit: usize) -> usize {
         let count = limit.min(self.flight.len);
-        let mut left = count;
-        while left > 0 {
-            let part = self.flight.pieces.front().map_or(0, Bytes::len).min(left);
-            let bytes = self.flight.take(part);
-            self.inbox.push(bytes);
-            left -= part;
-        }
+        self.flight.shift(&mut self.inbox, count);
         count
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use super::device::{Device, OpKind, Ticket};
-use super::plan::NodeParams;
+use super::plan::{Moment, NodeParams, Victims};
 use super::rng::Rng;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError};
@@ -64,6 +64,8 @@ pub struct SimVolume {
     pub forcing: u32,
     /// The operator allowed that this node's data be discarded.
     pub named: bool,
+    /// When a write to the data device failed last: the simulator's step.
+    pub write_failed: u64,
     /// How often its disk failed or was taken away.
     pub failures: u64,
 }
@@ -116,6 +118,21 @@ impl SimVolume {
     }
 }
 
+/// A crash that waits for its moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Ambush {
+    /// The moment.
+    pub moment: Moment,
+    /// Who dies.
+    pub victims: Victims,
+    /// By a power cut.
+    pub power: bool,
+    /// Actions that are still carried out.
+    pub after: u32,
+    /// When the nodes start again, milliseconds after the moment.
+    pub back: [u32; 2],
+}
+
 /// A node.
 #[derive(Debug)]
 pub struct Node {
@@ -161,8 +178,10 @@ pub struct Node {
     pub actions: Vec<Action>,
     /// Largest `max-buffers` of this life.
     pub max_buffers: u32,
-    /// Until then more requests than that may be under way.
-    pub unlimited_until: u64,
+    /// More requests than that may be under way: they were started while nothing limited them.
+    pub unlimited: bool,
+    /// What an ambush waits for, if there is one.
+    pub ambush: Option<Ambush>,
     /// A resync needs this node to be Secondary.
     pub must_demote: bool,
     /// The peer's data were found to have no common past.
@@ -195,6 +214,7 @@ impl Node {
                     opened: false,
                     forcing: 0,
                     named: false,
+                    write_failed: 0,
                     failures: 0,
                 }
             })
@@ -202,7 +222,8 @@ impl Node {
         Self {
             engine: None,
             max_buffers: params.net.max_buffers,
-            unlimited_until: 0,
+            unlimited: true,
+            ambush: None,
             params,
             volumes,
             timers: BTreeMap::new(),
@@ -260,6 +281,8 @@ impl Node {
         self.commands.clear();
         self.batch = false;
         self.doomed = None;
+        self.ambush = None;
+        self.unlimited = true;
         self.frozen_until = 0;
         self.conn = ConnState::StandAlone;
         self.actions.clear();

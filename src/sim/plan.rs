@@ -174,6 +174,38 @@ pub enum Order {
     Recycle,
 }
 
+/// What an ambush waits for, on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A resync begins, on either side of it.
+    ResyncBegins,
+    /// A resync has ended.
+    ResyncEnds,
+    /// The connection is there.
+    Connects,
+    /// The connection is lost.
+    Disconnects,
+    /// The disk is gone.
+    DiskGone,
+    /// Became Primary.
+    Promoted,
+    /// Became Secondary.
+    Demoted,
+    /// A client's flush was answered.
+    Flushed,
+}
+
+/// Which nodes an ambush hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victims {
+    /// The node that is watched.
+    Own,
+    /// The other one.
+    Other,
+    /// Both.
+    Both,
+}
+
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
@@ -202,6 +234,21 @@ pub enum Happening {
         power: bool,
         /// Actions that it still carries out.
         after: u32,
+    },
+    /// From now on a node is watched; when the moment comes, nodes die after so many of their next actions.
+    Ambush {
+        /// Which is watched.
+        node: usize,
+        /// For what.
+        moment: Moment,
+        /// Who dies.
+        victims: Victims,
+        /// The power fails, not only the process.
+        power: bool,
+        /// Actions that are still carried out.
+        after: u32,
+        /// When the nodes start again, milliseconds after the moment.
+        back: [u32; 2],
     },
     /// The power of both nodes fails.
     Blackout,

@@ -24,6 +24,8 @@ pub(super) struct VolumeModel {
     /// Index into `states`, by sector; 0: only the initial zeroes were ever there.
     pub(super) index: Vec<u32>,
     pub(super) states: Vec<SectorState>,
+    /// Sectors that clients wrote, in the order of `states`, which has one more at its front.
+    pub(super) sectors: Vec<u64>,
     pub(super) writes: Vec<WriteId>,
     /// Counts the moments at which contents may go back: crashes, failovers, resolutions.
     pub(super) era: u64,
@@ -51,11 +53,15 @@ impl VolumeModel {
             *slot = u32::try_from(self.states.len()).unwrap_or(0);
             let initial = Candidate { write: INITIAL, first_end: NEVER, last_begin: 0, era: 0 };
             self.states.push(SectorState { candidates: vec![initial], chosen: None });
+            self.sectors.push(sector);
         }
         &mut self.states[*slot as usize]
     }
 
+    /// Sectors that clients wrote, in ascending order.
     pub(super) fn touched(&self) -> Vec<u64> {
-        self.index.iter().enumerate().filter(|(_, i)| **i != 0).map(|(sector, _)| sector as u64).collect()
+        let mut sectors = self.sectors.clone();
+        sectors.sort_unstable();
+        sectors
     }
 }

@@ -9,8 +9,10 @@ use super::run::{Outcome, run};
 use super::world::Checker;
 use crate::engine::fault::Fault;
 
-/// Dice tried for one attempt.
+/// Dice tried for one attempt with a schedule that is small already.
 const DICE: u64 = 3;
+/// Steps of such a schedule; larger ones take long to play.
+const SMALL: usize = 60;
 
 /// A shrunk plan.
 #[derive(Clone, Debug)]
@@ -33,7 +35,8 @@ struct Search {
 impl Search {
     /// The attempt with the first dice that make it fail as before.
     fn fails(&mut self, plan: &Plan) -> Option<Plan> {
-        for dice in 0..DICE {
+        let dice = if plan.steps.len() <= SMALL { DICE } else { 1 };
+        for dice in 0..dice {
             if self.runs >= self.limit {
                 return None;
             }

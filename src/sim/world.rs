@@ -15,7 +15,7 @@ use super::coverage::{Coverage, Group};
 use super::device::PAGE;
 use super::model::{Model, Scene, Tick};
 use super::net::Link;
-use super::node::Node;
+use super::node::{Ambush, Node};
 use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
 use super::stamp::{Content, WriteId};
@@ -56,6 +56,10 @@ pub(super) enum Due {
     Batch { node: usize, life: u64 },
     /// The nodes try to connect.
     Connect,
+    /// What the driver had taken from a link before it learned of the end reaches the engine.
+    Late { link: usize, node: usize, life: u64 },
+    /// A node that an ambush hit starts again.
+    Back { node: usize },
     /// A step of the plan.
     Step(usize),
 }
@@ -68,10 +72,11 @@ impl Due {
             | Self::Up { node, .. }
             | Self::Lost { node, .. }
             | Self::Continue { node, .. }
+            | Self::Late { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
-            Self::Connect | Self::Step(_) => None,
+            Self::Connect | Self::Back { .. } | Self::Step(_) => None,
         }
     }
 }
@@ -214,6 +219,8 @@ pub struct World {
     pub(super) unchecked: [Vec<BTreeSet<u64>>; 2],
     /// Volumes of which everything is to be compared.
     pub(super) unchecked_all: Vec<bool>,
+    /// The oldest request at the last look, if nothing was under way for it.
+    pub(super) idle: Option<RequestId>,
     /// When the last resync of a volume began.
     pub(super) resync_since: Vec<Tick>,
     pub(super) dice: Dice,
@@ -275,6 +282,7 @@ impl World {
             unchecked: [vec![BTreeSet::new(); count], vec![BTreeSet::new(); count]],
             unchecked_all: vec![false; count],
             resync_since: vec![0; count],
+            idle: None,
             dice: Dice {
                 disk: Rng::stream(seed, 4),
                 net: Rng::stream(seed, 5),
@@ -373,12 +381,17 @@ impl World {
             Due::Up { link, node } => self.link_up(link, node),
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
+            Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Back { node } => {
+                self.nodes[node].doomed = None;
+                self.restart(node, None, false);
+            }
             Due::Step(at) => {
                 let step = self.steps[at];
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
                 self.play(step.what);
             }
-            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } => {}
+            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } | Due::Late { .. } => {}
         }
     }
 
@@ -568,6 +581,11 @@ impl World {
                     } else {
                         self.nodes[node].doomed = Some((after, power));
                     }
+                }
+            }
+            Happening::Ambush { node, moment, victims, power, after, back } => {
+                if self.nodes[node].is_up() {
+                    self.nodes[node].ambush = Some(Ambush { moment, victims, power, after, back });
                 }
             }
             Happening::Blackout => {

@@ -34,9 +34,10 @@ struct Args {
     /// Make both engines commit this mistake; "list" lists them
     #[arg(long)]
     inject: Option<String>,
-    /// Look for every seeded bug, each in at most so many seeds
-    #[arg(long, num_args = 0..=1, default_missing_value = "3000", value_name = "SEEDS")]
-    mutants: Option<u64>,
+    /// Look for every seeded bug (with --inject: for that one) in these seeds
+    #[arg(long, num_args = 0..=1, default_missing_value = "0..2000", value_name = "FROM..TO", value_parser = parse_range,
+          conflicts_with_all = ["seed", "seeds"])]
+    mutants: Option<Range<u64>>,
     /// With --mutants: also shrink what finds each bug
     #[arg(long, requires = "mutants")]
     shrink_all: bool,
@@ -85,8 +86,8 @@ fn main() -> ExitCode {
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     // Panics of an engine are findings; their text is in the report.
     std::panic::set_hook(Box::new(|_| {}));
-    let (sound, report) = if let Some(seeds) = args.mutants {
-        mutants::run(args.seeds.start, seeds, jobs, args.shrink_all)
+    let (sound, report) = if let Some(seeds) = &args.mutants {
+        mutants::run(seeds, inject, jobs, args.shrink_all)
     } else if let Some(seed) = args.seed {
         one::run(seed, inject, args.trace, args.shrink)
     } else {

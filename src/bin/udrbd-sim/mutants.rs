@@ -1,99 +1,103 @@
 //! Every seeded bug, looked for with the seeds that continuous integration plays: which checker finds it, and how soon.
+//!
+//! Each thread takes one bug after the other and plays seeds in order, up to the first that is not sound with the bug and is
+//! sound without it.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use udrbd::engine::fault::Fault;
 use udrbd::sim::world::Violation;
 use udrbd::sim::{draw, run, shrink};
 
 use crate::known::is_known;
-use crate::one::SHRINK_RUNS;
+
+/// Runs that shrinking one finding may play.
+const SHRINK_RUNS: u32 = 1500;
 
 struct Found {
     fault: Fault,
-    /// First seed that finds it, counted from the first one played, and what it says.
+    /// First seed that finds it, and what it says.
     first: Option<(u64, Violation)>,
+    /// Steps of the shrunk schedule.
     steps: Option<usize>,
 }
 
-/// Looks for all of them, in at most `seeds` seeds each; true when all were found.
-pub fn run(from: u64, seeds: u64, jobs: usize, shrink_all: bool) -> (bool, String) {
-    let mut found = Vec::new();
-    for fault in Fault::ALL {
-        let first = first(*fault, from, seeds, jobs);
-        let steps = first.as_ref().filter(|_| shrink_all).and_then(|(seed, _)| {
-            shrink::shrink(&draw::plan(*seed), Some(*fault), SHRINK_RUNS).map(|small| small.plan.steps.len())
-        });
-        eprintln!(
-            "{:32} {}",
-            fault.name(),
-            first
-                .as_ref()
-                .map_or_else(|| String::from("NOT FOUND"), |(seed, v)| format!("{seed} {}", v.checker.name()))
-        );
-        found.push(Found { fault: *fault, first, steps });
-    }
-    (found.iter().all(|f| f.first.is_some()), table(&found, from, seeds))
-}
-
-/// The first seed at which it is found.
-fn first(fault: Fault, from: u64, seeds: u64, jobs: usize) -> Option<(u64, Violation)> {
-    let next = AtomicU64::new(from);
-    let best: Mutex<Option<(u64, Violation)>> = Mutex::new(None);
-    let limit = AtomicU64::new(from + seeds);
+/// Looks for all of them (or for one); true when all were found.
+pub fn run(seeds: &Range<u64>, only: Option<Fault>, jobs: usize, shrink_all: bool) -> (bool, String) {
+    let faults: Vec<Fault> = Fault::ALL.iter().copied().filter(|f| only.is_none_or(|only| *f == only)).collect();
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= limit.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    if is_known(seed) {
-                        continue;
-                    }
-                    let Some(violation) = run::seed(seed, Some(fault), false).violation else { continue };
-                    limit.fetch_min(seed, Ordering::Relaxed);
-                    if let Ok(mut best) = best.lock()
-                        && best.as_ref().is_none_or(|(other, _)| seed < *other)
-                    {
-                        *best = Some((seed, violation));
+                while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let one = look(*fault, seeds, shrink_all);
+                    let what = one.first.as_ref().map_or_else(
+                        || String::from("NOT FOUND"),
+                        |(seed, v)| format!("seed {seed}, {}: {}", v.checker.name(), v.text),
+                    );
+                    let steps = one.steps.map(|steps| format!(" ({steps} steps)")).unwrap_or_default();
+                    eprintln!("{:28} {what}{steps}", fault.name());
+                    if let Ok(mut found) = found.lock() {
+                        found.push(one);
                     }
                 }
             });
         }
     });
-    best.into_inner().ok().flatten()
+    let mut found = found.into_inner().unwrap_or_default();
+    found.sort_by_key(|f| f.fault);
+    (found.len() == faults.len() && found.iter().all(|f| f.first.is_some()), table(&found, seeds))
 }
 
-fn table(found: &[Found], from: u64, seeds: u64) -> String {
+fn look(fault: Fault, seeds: &Range<u64>, shrinks: bool) -> Found {
+    let first = seeds.clone().filter(|seed| !is_known(*seed)).find_map(|seed| {
+        let violation = run::seed(seed, Some(fault), false).violation?;
+        run::seed(seed, None, false).violation.is_none().then_some((seed, violation))
+    });
+    let steps = first.as_ref().filter(|_| shrinks).and_then(|(seed, _)| {
+        shrink::shrink(&draw::plan(*seed), Some(fault), SHRINK_RUNS).map(|small| small.plan.steps.len())
+    });
+    Found { fault, first, steps }
+}
+
+fn table(found: &[Found], seeds: &Range<u64>) -> String {
     let mut out = String::new();
     let missed = found.iter().filter(|f| f.first.is_none()).count();
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "# Seeded bugs\n\nMade by `cargo xtask sim --mutants`, seeds from {from}, at most {seeds} for each bug. {} bugs, {} found.\n",
+        "# Seeded bugs\n\nMade by `cargo xtask sim --mutants --shrink-all --write docs/seeded-bugs.md`. {} mistakes that the \
+         engine can be told to make (src/engine/fault.rs), {} found by seeds {}..{} as they are drawn, none with a schedule made \
+         by hand. *Seeds*: how many had to be played. *Steps*: what is left of the schedule when it is shrunk.\n",
         found.len(),
-        found.len() - missed
+        found.len() - missed,
+        seeds.start,
+        seeds.end
     );
-    let _ = writeln!(
-        out,
-        "| bug | what is done wrong | checker that found it | seeds needed | steps when shrunk |\n|---|---|---|---|---|"
-    );
+    let _ = writeln!(out, "| Bug | What is done wrong | Found by | Seeds | Steps |\n|---|---|---|---|---|");
     for f in found {
         let (checker, needed) = match &f.first {
-            Some((seed, v)) => (v.checker.name(), (seed - from + 1).to_string()),
-            None => ("none", String::from("not found")),
+            Some((seed, v)) => (v.checker.name(), (seed - seeds.start + 1).to_string()),
+            None => ("-", String::from("**not found**")),
         };
         let steps = f.steps.map_or_else(|| String::from("-"), |n| n.to_string());
         let _ = writeln!(out, "| {} | {} | {checker} | {needed} | {steps} |", f.fault.name(), f.fault.text());
     }
+    let mut needed: Vec<u64> =
+        found.iter().filter_map(|f| f.first.as_ref()).map(|(seed, _)| seed - seeds.start + 1).collect();
+    needed.sort_unstable();
     let mut sizes: Vec<usize> = found.iter().filter_map(|f| f.steps).collect();
     sizes.sort_unstable();
-    if let Some(median) = sizes.get(sizes.len() / 2) {
-        let _ = writeln!(out, "\nMedian of the shrunk schedules: {median} steps.");
+    if let (Some(median), Some(most)) = (needed.get(needed.len() / 2), needed.last()) {
+        let _ = write!(out, "\nSeeds: {median} in the median, {most} at most.");
     }
+    if let Some(median) = sizes.get(sizes.len() / 2) {
+        let _ = write!(out, " Steps: {median} in the median.");
+    }
+    out.push('\n');
     out
 }
