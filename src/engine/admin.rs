@@ -232,7 +232,13 @@ impl Engine {
         }
         match self.change(v, change, ChangeMode::Soft) {
             Ok(code) => Attempt::Done(code),
-            Err(code) => Attempt::Refused(code),
+            Err(code) => {
+                if answer.is_some() && self.conn.link.is_some() {
+                    // The peer takes it for done: it is told how things are.
+                    self.send_state(v);
+                }
+                Attempt::Refused(code)
+            }
         }
     }
 

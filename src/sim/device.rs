@@ -385,7 +385,8 @@ impl Device {
                 let mut skip = op.skip;
                 if let Some((start, len)) = range(&io) {
                     for sector in start / SECTOR_BYTES..(start + len) / SECTOR_BYTES {
-                        if self.rng.coin() {
+                        // What a read has seen stays.
+                        if self.rng.coin() && !op.seen.contains(&sector) {
                             skip.push(sector);
                         }
                     }

@@ -449,7 +449,9 @@ impl Model {
             return Ok(());
         }
         let id = found[0];
-        let old = self.writes[Self::at(id)].invoked < era_start || id == INITIAL;
+        // What was still under way then, on a node that lives, may come yet.
+        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start;
+        let old = settled(&self.writes[Self::at(id)]) || id == INITIAL;
         if old
             && let Some((seen_in, other)) = state.chosen
             && seen_in == era
