@@ -261,7 +261,9 @@ impl World {
         for volume in 0..self.differs.len() {
             let (a, b) = (self.state(A, volume), self.state(B, volume));
             let settled = |s: &crate::engine::state::VolumeState| {
-                s.conn >= ConnState::Connected && !matches!(s.disk, DiskState::Attaching | DiskState::Negotiating)
+                // While a resync is being agreed on the engine holds packets back, and each node is a step behind.
+                matches!(s.conn, ConnState::Connected | ConnState::SyncSource | ConnState::SyncTarget)
+                    && !matches!(s.disk, DiskState::Attaching | DiskState::Negotiating)
             };
             if !settled(&a) || !settled(&b) {
                 continue;
