@@ -151,6 +151,9 @@ pub(crate) struct Volume {
     /// A resync from here broke off when everything had been sent: the target may hold this generation, and the bitmap
     /// identifier says the contrary. The first write without the peer begins a new one.
     pub target_maybe_done: bool,
+    /// Rule 34 found that the target of the last resync holds this generation; the bitmap identifier goes to the history
+    /// with the next resync, or with the next generation.
+    pub missed_end: bool,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,
@@ -197,7 +200,7 @@ impl Volume {
     pub(crate) fn target_may_be_done(&self) -> bool {
         let running = self.resync.as_ref().is_some_and(|resync| resync.source);
         let under_way: u64 = self.resync_unacked.keys().map(|(_, bytes)| u64::from(*bytes).div_ceil(4096)).sum();
-        self.target_maybe_done || (running && self.out_of_sync_bits() <= under_way)
+        self.target_maybe_done || self.missed_end || (running && self.out_of_sync_bits() <= under_way)
     }
 
     pub(crate) fn new(nr: VolumeNr, opts: DiskOptions) -> Self {
@@ -220,6 +223,7 @@ impl Volume {
             resync: None,
             resync_unacked: BTreeMap::new(),
             target_maybe_done: false,
+            missed_end: false,
             seq: SeqNr(0),
             counters: Counters::default(),
             crashed_primary: false,
