@@ -169,7 +169,10 @@ fn the_correction_of_a_missed_end_forgot_the_bits() {
         s.until_line("B is done", |line| line.contains(" B vol 0 log: Resync done"));
         s.a().start_write(1600, 8);
         s.events(k % 6);
-        s.reset();
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.a().demote();
+        s.heal();
         s.a().meets();
         s.events(k / 6 * 3);
         s.a().power_cut();
