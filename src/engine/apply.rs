@@ -37,7 +37,7 @@ impl Engine {
             exposed_is_current: vol.zip(ids).is_some_and(|(vol, ids)| !vol.behind && vol.exposed.same(ids.current)),
             attach_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
             attach_pdsk: vol.map_or(DiskState::DUnknown, |vol| vol.attach_pdsk),
-            bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0),
+            bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0) || vol.is_some_and(|vol| vol.missed_end),
             others_connected: others().all(|o| o.state.conn >= ConnState::Connected),
             others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
@@ -336,6 +336,7 @@ impl Engine {
         disk.set_ids(ids);
         vol.target_maybe_done = false;
         vol.target_unknown = false;
+        vol.missed_end = false;
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));

@@ -165,6 +165,7 @@ impl Engine {
             vol.peer.uuids = None;
         }
         vol.target_maybe_done = false;
+        vol.missed_end = false;
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
             sb_durable_flags: superblock.flags,

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
 use crate::engine::fault::Fault;
-use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
+use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
@@ -390,10 +390,14 @@ impl Engine {
         }
         let (own_after, peer_after) = outcome.comparison.correction.apply(own, peer.ids);
         if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.missed_end = outcome.comparison.correction == Correction::RotateOwn;
             if let Some(uuids) = vol.peer.uuids.as_mut() {
                 uuids.ids = peer_after;
             }
+            // Rule 34's waits for the start of the resync, which makes the same history of it: without the bitmap identifier
+            // nobody would know of the bits if it does not come to that.
             if own_after != own
+                && outcome.comparison.correction != Correction::RotateOwn
                 && let Some(disk) = vol.disk.as_mut()
             {
                 disk.set_ids(own_after);

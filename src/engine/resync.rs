@@ -140,6 +140,9 @@ impl Engine {
         let uuid = ids.sync_uuid(random.0);
         let ids = ids.start_as_source(uuid);
         disk.set_ids(ids);
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.missed_end = false;
+        }
         self.log(Level::Info, Some(v), format!("updated sync UUID {ids}"));
         self.hold_data();
         let link = self.conn.link;

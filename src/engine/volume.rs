@@ -158,6 +158,9 @@ pub(crate) struct Volume {
     /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, and the peer
     /// has not been asked since: a promotion without it begins a new generation.
     pub target_unknown: bool,
+    /// Rule 34 found that the target of the last resync holds this generation; the bitmap identifier goes to the history
+    /// with the next resync, or with the next generation.
+    pub missed_end: bool,
     pub seq: SeqNr,
     pub counters: Counters,
     pub crashed_primary: bool,
@@ -204,7 +207,7 @@ impl Volume {
     pub(crate) fn target_may_be_done(&self) -> bool {
         let running = self.resync.as_ref().is_some_and(|resync| resync.source);
         let under_way: u64 = self.resync_unacked.keys().map(|(_, bytes)| u64::from(*bytes).div_ceil(4096)).sum();
-        self.target_maybe_done || (running && self.out_of_sync_bits() <= under_way)
+        self.target_maybe_done || self.missed_end || (running && self.out_of_sync_bits() <= under_way)
     }
 
     /// Whether a Primary without its peer has to begin a new generation: the peer has the current one, or may have it.
@@ -235,6 +238,7 @@ impl Volume {
             target_maybe_done: false,
             target_missed_write: false,
             target_unknown: false,
+            missed_end: false,
             seq: SeqNr(0),
             counters: Counters::default(),
             crashed_primary: false,

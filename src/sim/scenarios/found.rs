@@ -3,7 +3,7 @@
 use super::super::plan::{DiskFault, Order};
 use super::super::scenario::{EXTENT, MIB, regression};
 use super::super::world::{A, B};
-use super::{PROTOCOLS, parted, primary, turn};
+use super::{PROTOCOLS, parted, primary, resyncing, turn};
 use crate::engine::options::OnIoError;
 
 /// A Primary crashes before the epoch of its last writes is closed. The peer holds them in its cache only, takes over and gives them
@@ -153,6 +153,31 @@ fn an_announcement_before_the_consent_ended_the_connection() {
         assert_eq!(dropped, None);
         s.settle();
         s.both_hold(write);
+        s.same_data();
+    });
+}
+
+/// A source that missed the end of a resync finds that out, corrects its identifiers, and its power fails before the next resync
+/// begins: what it marked since is still known to differ.
+#[test]
+fn the_correction_of_a_missed_end_forgot_the_bits() {
+    regression(60, &[], |k, scenario| {
+        let mut s = resyncing(scenario.nodes(|n| n.disk_ns = 300_000), 4);
+        for n in 0..3 {
+            s.a().start_write(800 + n * 8, 8);
+        }
+        s.until_line("B is done", |line| line.contains(" B vol 0 log: Resync done"));
+        s.a().start_write(1600, 8);
+        s.events(k % 6);
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.a().demote();
+        s.heal();
+        s.a().meets();
+        s.events(k / 6 * 3);
+        s.a().power_cut();
+        s.a().restart();
+        s.settle();
         s.same_data();
     });
 }
