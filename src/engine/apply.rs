@@ -4,7 +4,7 @@
 //! `handle` returns, so that effects see the state they belong to and never nest.
 
 use crate::engine::Engine;
-use crate::engine::action::{Action, Level, Notice};
+use crate::engine::action::{Action, ClientError, Level, Notice};
 use crate::engine::connection::LinkEnd;
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
@@ -254,6 +254,9 @@ impl Engine {
                     self.effect(v, effect, &new);
                 }
                 self.admit(v);
+                self.submit_held_back(v);
+                self.retry_blocked(v);
+                self.wake_peer_requests(v);
             }
             if let Some(end) = self.conn.end.take() {
                 self.end_link(end);
@@ -352,6 +355,8 @@ impl Engine {
                     vol.gate = vol.gate.saturating_sub(1);
                     if vol.gate == 0 {
                         for (id, result) in std::mem::take(&mut vol.held) {
+                            // The disk fails as well then, and comes back with a generation that lacks what it wrote.
+                            let result = if ok { result } else { Err(ClientError::Io) };
                             self.out.push(Action::Complete { id, result });
                         }
                     }

@@ -37,6 +37,8 @@ pub(crate) enum AfterPing {
     TargetFinish(VolumeNr),
     /// Nothing of an earlier resync is on its way any more: the source starts.
     SourceStart(VolumeNr),
+    /// No refusal of an earlier resync's questions is on its way any more: the target asks.
+    TargetAsk(VolumeNr),
     /// The source's resync is over.
     SourceFinish(VolumeNr),
     /// The verify is over.
@@ -380,6 +382,7 @@ impl Engine {
                 vol.verify = None;
                 vol.consider_resync = false;
                 vol.resync_unacked.clear();
+                vol.refusals_due = false;
                 vol.counters.unacked = 0;
             }
         }

@@ -71,6 +71,7 @@ impl Engine {
                         }
                     }
                 }
+                AfterPing::TargetAsk(v) => self.target_asks(v, true),
                 AfterPing::VerifyFinish(v) => self.finish_verify(v),
             }
         }

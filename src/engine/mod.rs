@@ -57,6 +57,7 @@ mod resync;
 mod resync_target;
 pub(crate) mod rng;
 mod slab;
+mod split;
 mod verify;
 mod volume;
 mod write;
@@ -103,6 +104,8 @@ pub struct Engine {
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
     resync_kick: BTreeSet<VolumeNr>,
+    /// Volumes where there is room for waiting requests.
+    admit_due: BTreeSet<VolumeNr>,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -133,6 +136,7 @@ impl Engine {
             md_done_early: Vec::new(),
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
+            admit_due: BTreeSet::new(),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -182,6 +186,9 @@ impl Engine {
         // Each round may give the next one work; the limit only guards against a rule that feeds itself.
         for _ in 0..64 {
             self.run_effects();
+            for v in std::mem::take(&mut self.admit_due) {
+                self.admit(v);
+            }
             for v in std::mem::take(&mut self.resync_kick) {
                 self.pump_resync(v);
             }
@@ -189,6 +196,7 @@ impl Engine {
                 self.recheck();
             }
             if self.effects.is_empty()
+                && self.admit_due.is_empty()
                 && self.resync_kick.is_empty()
                 && !self.recheck_commands
                 && self.conn.end.is_none()

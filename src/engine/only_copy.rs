@@ -20,7 +20,7 @@ impl Engine {
         let due = |disk: &LocalDisk| {
             disk.sb.flags.contains(MdFlags::PRIMARY_IND) && !disk.sb_durable_flags.contains(MdFlags::PRIMARY_IND)
         };
-        only_copy && vol.disk.as_ref().is_some_and(due)
+        only_copy && vol.disk_usable() && vol.disk.as_ref().is_some_and(due)
     }
 
     pub(crate) fn submit_peer_write(&mut self, key: u64) {

@@ -69,7 +69,7 @@ impl Engine {
         let (v, range, id, kind) = (request.volume, request.range, request.block_id, request.kind.clone());
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         let sector = range.start;
-        if request.orphan {
+        if request.orphan || request.dropped {
             return self.finish_peer(key);
         }
         let result = result.and_then(|data| {
@@ -130,6 +130,13 @@ impl Engine {
             self.on_io_error(v);
         }
         self.finish_peer(key);
+    }
+
+    /// The resync from here is over: nothing that it still reads is sent any more.
+    pub(crate) fn drop_resync_reads(&mut self, v: VolumeNr) {
+        for request in self.peer_requests.values_mut().filter(|request| request.volume == v) {
+            request.dropped |= matches!(request.kind, PeerKind::ResyncRead { .. } | PeerKind::ChecksumRead { .. });
+        }
     }
 
     pub(crate) fn csums_digest(&self, data: &[u8]) -> Option<Digest> {

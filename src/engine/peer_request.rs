@@ -67,6 +67,8 @@ pub(crate) struct PeerRequest {
     pub(crate) submitted: bool,
     /// Its link is gone: no answer.
     pub(crate) orphan: bool,
+    /// A question of a resync that is over: its answer would be taken for one of the next resync.
+    pub(crate) dropped: bool,
     pub(crate) al: Option<ExtentSpan>,
     /// Waits for the activity log.
     pub(crate) al_pending: bool,
@@ -265,6 +267,7 @@ impl Engine {
             epoch,
             submitted: false,
             orphan: false,
+            dropped: false,
             al: None,
             al_pending: false,
             al_settled: false,

@@ -268,26 +268,13 @@ impl Engine {
 
     pub(crate) fn start(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
-        let (kind, v, master) = (request.kind, request.volume, request.master);
+        let (kind, v) = (request.kind, request.volume);
         let max = self.part_bytes_max(kind) / SECTOR_SIZE;
-        // Split what is too large for the peer: the rest becomes a part of its own and comes next.
-        if let Some(request) = self.requests.get_mut(key)
-            && request.range.count.0 > max
+        // What is too large for the peer is split, and the rest comes next.
+        if let Some(rest) = self.cut_part(key, max)
+            && let Some(vol) = self.volumes.get_mut(&v)
         {
-            let rest =
-                SectorRange { start: Sector(request.range.start.0 + max), count: Sectors(request.range.count.0 - max) };
-            request.range.count = Sectors(max);
-            let data = request
-                .data
-                .as_mut()
-                .map(|d| d.split_off(usize::try_from(max * SECTOR_SIZE).unwrap_or(usize::MAX).min(d.len())));
-            let rest = self.new_part(master, v, kind, rest, data);
-            if let Some(m) = self.masters.get_mut(master) {
-                m.parts += 1;
-            }
-            if let Some(vol) = self.volumes.get_mut(&v) {
-                vol.waiting.push_front(rest);
-            }
+            vol.waiting.push_front(rest);
         }
         if kind == Kind::Read {
             return self.start_read(key);

@@ -356,17 +356,23 @@ impl Engine {
     /// The resync of a volume is over or aborted: forgets requests and their ranges. Bits stay.
     pub(crate) fn forget_resync(&mut self, v: VolumeNr) {
         // Nor must a ping of its end be taken for one of the next resync's.
-        self.conn
-            .ping_waiters
-            .retain(|(_, then)| !matches!(then, AfterPing::TargetFinish(w) | AfterPing::SourceFinish(w) if *w == v));
+        let asks = self.conn.ping_waiters.iter().any(|(_, then)| *then == AfterPing::TargetAsk(v));
+        self.conn.ping_waiters.retain(|(_, then)| {
+            !matches!(then, AfterPing::TargetFinish(w) | AfterPing::SourceFinish(w) | AfterPing::TargetAsk(w) if *w == v)
+        });
         let Some(vol) = self.volumes.get_mut(&v) else { return };
+        vol.refusals_due |= asks;
         vol.early_sync_uuid = None;
         vol.target_maybe_done = vol.target_may_be_done();
         let Some(resync) = vol.resync.take() else { return };
+        vol.refusals_due |= resync.in_flight.values().any(|request| !request.answered);
         for (_, request) in resync.in_flight {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);
         }
         self.out.push(Action::CancelTimer(Timer::Resync(v)));
+        if resync.source {
+            self.drop_resync_reads(v);
+        }
         self.renew_if_missed(v);
         self.retry_blocked(v);
     }

@@ -84,6 +84,15 @@ impl Engine {
 
     /// The target's superblock is durable.
     pub(crate) fn on_target_started(&mut self, v: VolumeNr, ok: bool) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if ok && vol.resync.is_some() && std::mem::take(&mut vol.refusals_due) {
+            return self.ping_then(AfterPing::TargetAsk(v));
+        }
+        self.target_asks(v, ok);
+    }
+
+    /// Nothing stands before the questions any more, or they will never be asked.
+    pub(crate) fn target_asks(&mut self, v: VolumeNr, ok: bool) {
         if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
             resync.ready = ok;
             self.resync_kick.insert(v);

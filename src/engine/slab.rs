@@ -74,6 +74,11 @@ impl<T> GenSlab<T> {
         self.len == 0
     }
 
+    /// All values, to change, in index order.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().filter_map(|(_, value)| value.as_mut())
+    }
+
     /// All values with their keys, in index order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.slots

@@ -141,6 +141,8 @@ pub(crate) struct Volume {
     pub blocked: VecDeque<u64>,
     /// Application requests that wait for admission, oldest first.
     pub waiting: VecDeque<u64>,
+    /// Writes that wait for a state in which they may be submitted.
+    pub held_back: Vec<u64>,
     /// Writes for the peer that were accepted and are not on disk.
     pub peer_active: RangeMap,
     /// Peer requests that wait for an overlapping range, oldest first.
@@ -150,6 +152,8 @@ pub(crate) struct Volume {
     pub resync: Option<Resync>,
     /// Resync replies sent and not acknowledged (source), by first sector and bytes.
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
+    /// Questions of a resync that was given up may yet be refused, on the meta socket: nothing is asked before.
+    pub refusals_due: bool,
     /// A resync from here broke off when everything had been sent: the target may hold this generation, and the bitmap
     /// identifier says the contrary. The first write without the peer begins a new one.
     pub target_maybe_done: bool,
@@ -231,10 +235,12 @@ impl Volume {
             blocked: VecDeque::new(),
             waiting: VecDeque::new(),
             peer_active: RangeMap::default(),
+            held_back: Vec::new(),
             peer_waiting: VecDeque::new(),
             resync_ranges: RangeMap::default(),
             resync: None,
             resync_unacked: BTreeMap::new(),
+            refusals_due: false,
             target_maybe_done: false,
             target_missed_write: false,
             target_unknown: false,

@@ -13,7 +13,7 @@ use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
-use crate::engine::state::{replicates, sends_out_of_sync, writes_locally};
+use crate::engine::state::{admits_io, replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
 use crate::meta::MdFlags;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -145,8 +145,27 @@ impl Engine {
         }
     }
 
-    /// Sends a write where one snapshot of the state says.
+    /// Sends a write where it has to go, in pieces that the link takes.
     pub(crate) fn submit_write(&mut self, key: u64) {
+        let rest = self.cut_for_link(key);
+        self.submit_part(key);
+        if let Some(rest) = rest {
+            self.submit_write(rest);
+        }
+    }
+
+    /// The state may let the writes go that came too late for the last one.
+    pub(crate) fn submit_held_back(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if !vol.held_back.is_empty() && admits_io(&vol.state, self.conn.version) {
+            for key in std::mem::take(&mut vol.held_back) {
+                self.submit_write(key);
+            }
+        }
+    }
+
+    /// Sends a part where one snapshot of the state says.
+    fn submit_part(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
@@ -157,6 +176,13 @@ impl Engine {
             self.log_no_data(v, range);
             self.unregister_write(key);
             return self.fail_part(key, ClientError::Io);
+        }
+        if self.conn.link.is_some() && !admits_io(&state, self.conn.version) {
+            // It was let in before the bitmaps were exchanged, and up to version 95 nobody could tell the peer of it now.
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.held_back.push(key);
+            }
+            return;
         }
         if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {
             // The peer keeps the books for a node without a disk, once it knows: the state goes first.
@@ -444,6 +470,7 @@ impl Engine {
                 self.pump_al(v);
             }
         }
+        self.admit_due.insert(v);
         self.wake_peer_requests(v);
         self.retry_blocked(v);
     }

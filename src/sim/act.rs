@@ -110,10 +110,11 @@ impl World {
         let vol = &mut self.nodes[node].volumes[volume];
         let Some((ticket, on_meta)) = vol.ops.remove(&op) else { return };
         let failing = vol.failing_op(ticket, on_meta);
-        let shared = vol.meta.is_none();
-        if failing && !on_meta && vol.data.kind(ticket) == OpKind::Write {
+        let kind = if on_meta { vol.meta_device().kind(ticket) } else { vol.data.kind(ticket) };
+        if failing && kind == OpKind::Write {
             vol.write_failed = self.tick;
         }
+        let shared = vol.meta.is_none();
         let device = if on_meta { vol.meta_device() } else { &mut vol.data };
         let ended = if failing { device.fail(ticket) } else { device.complete(ticket) };
         self.trace.note(self.now, node, 5, op.0, || {
@@ -181,17 +182,10 @@ impl World {
         }
         let vol = &self.nodes[node].volumes[pending.volume];
         let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
-        if result.is_ok()
-            && vol.write_failed == now
-            && matches!(pending.what, Asked::Write(_))
-            && !scene.own_good
-            && !there
-        {
-            let text = format!(
-                "request {} ended well, its write has failed and no good disk has it: {}",
-                id.0,
-                self.describe()
-            );
+        let failed = vol.write_failed == now;
+        if result.is_ok() && failed && matches!(pending.what, Asked::Write(_)) && !scene.own_good && !there {
+            let text =
+                format!("request {} ended well, a write has failed and no good disk has it: {}", id.0, self.describe());
             self.fail(Checker::Lost, text);
         }
         match (pending.what, result) {

@@ -64,7 +64,7 @@ pub struct SimVolume {
     pub forcing: u32,
     /// The operator allowed that this node's data be discarded.
     pub named: bool,
-    /// When a write to the data device failed last: the simulator's step.
+    /// When a write, to the data or to the metadata, failed last: the simulator's step.
     pub write_failed: u64,
     /// How often its disk failed or was taken away.
     pub failures: u64,

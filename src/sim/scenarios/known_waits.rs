@@ -1,0 +1,137 @@
+//! What waits for something that fails, and what comes late.
+
+use super::super::plan::{ClientOp, DiskFault, Order};
+use super::super::scenario::{MIB, regression};
+use super::{parted, primary, resyncing};
+use crate::engine::options::OnIoError;
+
+/// The node with the only copy cannot write its primary indicator: the writes that wait for it end.
+#[test]
+fn a_write_for_the_only_copy_ends_when_that_disk_fails() {
+    regression(24, &[], |k, scenario| {
+        let mut s = primary(scenario);
+        s.a().write(0, 8);
+        s.b().fail(DiskFault::Meta, 9);
+        s.a().start_order(Order::Detach { force: true });
+        s.events(k);
+        s.a().try_write(64, 8);
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// The superblock with the new generation cannot be written: what the peer missed is not acknowledged, because the disk
+/// comes back in the generation that the peer has.
+#[test]
+fn a_generation_that_cannot_be_written_acknowledges_nothing() {
+    regression(24, &[], |k, scenario| {
+        let mut s = primary(scenario);
+        s.a().write(0, 8);
+        s.a().start_write(64, 8);
+        s.events(k / 2);
+        s.a().fail(DiskFault::Meta, 3);
+        s.reset();
+        s.cut();
+        s.a().start_write(72, 8);
+        s.b().becomes("WFConnection");
+        s.wait(200);
+        s.a().crash();
+        s.b().promote();
+        s.b().write(8192, 8);
+        if k % 2 == 0 {
+            s.b().demote();
+        }
+        s.a().restart();
+        s.heal();
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// The source loses its disk and has it back on the same link: its refusals of the first resync's questions come on a
+/// slower socket, and are not taken for answers to the second's.
+#[test]
+fn refusals_of_a_resync_that_was_given_up_refuse_nothing_later() {
+    regression(60, &[], |k, scenario| {
+        let mut s = resyncing(scenario.skewed_sockets().rate(8), 512);
+        s.events(k * 2);
+        s.a().start_order(Order::Detach { force: true });
+        s.events(k % 7);
+        s.a().start_order(Order::Attach);
+        s.wait(3000);
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// A link that takes less at once comes up while a large write waits for the activity log.
+#[test]
+fn a_large_write_that_began_without_a_link_is_split_for_it() {
+    regression(60, &[], |k, scenario| {
+        let mut s = parted(scenario.volumes(&[[32 * MIB; 2]]).version(95 + k % 5).nodes(|n| n.disk_ns = 500_000), 0);
+        s.heal();
+        s.events(k / 2);
+        let writes = [0, 1].map(|n| s.a().start_write(8192 * (2 + n), 2048));
+        let zeroes = s.a().start(ClientOp::Zeroes { fua: false, unmap: false }, 8192 * 5, 2048);
+        s.settle();
+        s.same_data();
+        for write in writes.into_iter().chain([zeroes]) {
+            s.both_hold(write);
+        }
+    });
+}
+
+/// No good data are left, and more writes wait for the activity log than max-buffers lets in: all of them end.
+#[test]
+fn writes_that_fail_make_room_for_the_next() {
+    regression(8, &[], |k, scenario| {
+        let mut s = primary(scenario.volumes(&[[48 * MIB; 2]]).nodes(|n| n.net.max_buffers = 32));
+        s.a().write(0, 2048);
+        s.a().orders(Order::Invalidate);
+        s.b().start_order(Order::Detach { force: true });
+        s.wait(100);
+        for n in 0..100 {
+            s.a().start_write(n % (4 + u64::from(k)) * 8192 + n * 8, 8);
+        }
+        s.wait(2000);
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// Writes of one range follow each other on a Primary without a disk, which it attaches while the peer's fails.
+#[test]
+fn writes_that_wait_for_each_other_go_on_after_an_attach() {
+    regression(32, &[], |k, scenario| {
+        let mut s = primary(scenario.on_io_error(OnIoError::Detach));
+        s.a().write(0, 8);
+        s.a().detach();
+        for _ in 0..12 {
+            s.a().start_write(64, 8);
+        }
+        s.a().start_order(Order::Attach);
+        s.events(k);
+        s.b().fail(DiskFault::Meta, 9);
+        s.b().fail(DiskFault::Write, 9);
+        s.a().start_write(64, 8);
+        s.wait(3000);
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// The source's disk is slow, the target gives the resync up and begins another: nothing read for the first is sent.
+#[test]
+fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
+    regression(24, &[], |k, scenario| {
+        let mut s = resyncing(scenario.rate(8), 512);
+        s.events(k);
+        s.a().stall(600);
+        s.wait(50);
+        s.b().start_order(Order::Detach { force: true });
+        s.wait(20);
+        s.b().start_order(Order::Attach);
+        s.settle();
+        s.same_data();
+    });
+}
