@@ -45,6 +45,8 @@ pub(crate) struct Resync {
     pub(crate) ready: bool,
     /// The end was begun.
     pub(crate) finishing: bool,
+    /// The target has asked for something: a state that comes later is not one from before the resync (source).
+    pub(crate) asked: bool,
     /// The target said that it is done, with this disk (source).
     pub peer_finished: Option<DiskState>,
 }
@@ -71,6 +73,7 @@ impl Resync {
             failed: BlockSet::default(),
             ready: source,
             finishing: false,
+            asked: false,
             peer_finished: None,
         }
     }
@@ -289,13 +292,13 @@ impl Engine {
         self.md_bitmap(v, true, None);
     }
 
-    /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after failures:
-    /// without any its state is one from before the resync.
+    /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after it asked
+    /// for something, or after failures: otherwise its state is one from before the resync.
     pub(crate) fn note_peer_finished(&mut self, v: VolumeNr, disk: DiskState) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let bits = vol.out_of_sync_bits();
         if let Some(resync) = vol.resync.as_mut().filter(|r| r.source)
-            && (disk == DiskState::UpToDate || bits == 0 || !resync.failed.is_empty())
+            && (disk == DiskState::UpToDate || bits == 0 || resync.asked || !resync.failed.is_empty())
         {
             resync.peer_finished = Some(disk);
         }
@@ -328,14 +331,15 @@ impl Engine {
         self.check_source_done(v);
     }
 
-    /// A source ends when only failed blocks are left and the target has ended. Up to version 95 each side finishes by
-    /// its own count.
+    /// A source ends when only failed blocks are left and the target has ended. A target that ended with a bad disk asks
+    /// for nothing more, whatever this node has marked besides. Up to version 95 each side finishes by its own count.
     pub(crate) fn check_source_done(&mut self, v: VolumeNr) {
         let own_count = self.conn.version < 96 || self.faulty(Fault::SourceDoneEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let left = vol.out_of_sync_bits();
         let Some(resync) = vol.resync.as_mut().filter(|r| r.source && !r.finishing) else { return };
-        if left <= resync.failed() && (resync.peer_finished.is_some() || own_count) {
+        let given_up = resync.asked && resync.peer_finished == Some(DiskState::Inconsistent);
+        if given_up || (left <= resync.failed() && (resync.peer_finished.is_some() || own_count)) {
             resync.finishing = true;
             self.ping_then(AfterPing::SourceFinish(v));
         }
