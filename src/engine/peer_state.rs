@@ -9,6 +9,7 @@ use crate::engine::connection::AfterPing;
 use crate::engine::fault::Fault;
 use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
+use crate::engine::md::MdDone;
 use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
@@ -194,8 +195,12 @@ impl Engine {
             disk.set_ids(ids);
             self.log(Level::Info, Some(v), "Accepted new current UUID, preparing to skip initial sync");
             self.log(Level::Info, Some(v), format!("receiver updated UUIDs to {ids}"));
+            self.hold_data();
+            let link = self.conn.link;
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
-            self.md_bitmap(v, true, None);
+            // What was said of the disk before may still be on its way to the peer.
+            self.send_state(v);
+            self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
             && (state.role == Role::Primary || state.conn == ConnState::Connected)
             && vol.exposed != p.current

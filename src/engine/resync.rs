@@ -17,9 +17,11 @@ use crate::engine::md::MdDone;
 use crate::engine::progress::Progress;
 use crate::engine::rate::Pacer;
 use crate::engine::state::{ChangeMode, StateChange};
-use crate::limits::{LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX};
+use crate::limits::{
+    BM_BLOCK_SECTORS, LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX,
+};
 use crate::meta::MdFlags;
-use crate::units::{GenId, Sector, SectorRange, Timestamp, VolumeNr};
+use crate::units::{GenId, Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState};
 
@@ -222,14 +224,14 @@ impl Engine {
         }
     }
 
-    /// The range of an expected acknowledgement, and whether newer data made it worthless.
+    /// The range of an expected acknowledgement, and the blocks for which newer data made it worthless.
     pub(crate) fn take_resync_ack(
         &mut self,
         v: VolumeNr,
         sector: Sector,
         blksize: u32,
         name: &'static str,
-    ) -> Option<(SectorRange, bool)> {
+    ) -> Option<(SectorRange, BlockSet)> {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
         let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
@@ -237,7 +239,7 @@ impl Engine {
             return None;
         };
         unacked.count -= 1;
-        let stale = unacked.stale;
+        let stale = unacked.stale.clone();
         if unacked.count == 0 {
             vol.resync_unacked.remove(&key);
         }
@@ -247,8 +249,19 @@ impl Engine {
 
     /// The target has written an answer.
     pub(crate) fn on_rs_write_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some((range, false)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") {
-            self.clear_bits(v, range);
+        let Some((range, stale)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") else { return };
+        // The target has all of it and does not ask for the blocks around a stale one again.
+        let mut from = range.start.0;
+        while from < range.end().0 {
+            let next = stale.run_from(Sector(from).bm_bit().0);
+            let (fresh_to, on) = next.map_or((range.end().0, range.end().0), |run| {
+                (run.start * BM_BLOCK_SECTORS, run.end * BM_BLOCK_SECTORS)
+            });
+            let fresh_to = fresh_to.clamp(from, range.end().0);
+            if fresh_to > from {
+                self.clear_bits(v, SectorRange { start: Sector(from), count: Sectors(fresh_to - from) });
+            }
+            from = on.max(fresh_to);
         }
     }
 
