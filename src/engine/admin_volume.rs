@@ -177,6 +177,8 @@ impl Engine {
             self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
             let pdsk = if peer_has_disk { DiskState::UpToDate } else { state.pdsk };
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(pdsk));
+            // A peer without a disk learns only so that there are good data.
+            self.send_state(v);
             let link = self.conn.link;
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         }

@@ -440,6 +440,8 @@ impl World {
             if let Err(error) = self.nodes[larger].create_md(volume, label) {
                 self.fail(Checker::Metadata, format!("create-md: {error}"));
             }
+            // It finds its peer before anybody forces it.
+            self.restart(larger, None, false);
         }
         renewed
     }
