@@ -251,13 +251,13 @@ impl Engine {
     pub(crate) fn on_rs_write_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
         let Some((range, stale)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") else { return };
         // The target has all of it and does not ask for the blocks around a stale one again.
-        let mut from = range.start.0;
-        while from < range.end().0 {
-            let next = stale.run_from(Sector(from).bm_bit().0);
-            let (fresh_to, on) = next.map_or((range.end().0, range.end().0), |run| {
-                (run.start * BM_BLOCK_SECTORS, run.end * BM_BLOCK_SECTORS)
-            });
-            let fresh_to = fresh_to.clamp(from, range.end().0);
+        let (mut from, end) = (range.start.0, range.end().0);
+        while from < end {
+            let (fresh_to, on) = match stale.run_from(Sector(from).bm_bit().0) {
+                Some(run) => (run.start * BM_BLOCK_SECTORS, run.end * BM_BLOCK_SECTORS),
+                None => (end, end),
+            };
+            let fresh_to = fresh_to.clamp(from, end);
             if fresh_to > from {
                 self.clear_bits(v, SectorRange { start: Sector(from), count: Sectors(fresh_to - from) });
             }
