@@ -144,8 +144,13 @@ impl Engine {
         let Some(disk) = vol.disk.as_mut().filter(|_| state.disk >= DiskState::Inconsistent) else {
             return Err(err(138));
         };
-        let just_created = disk.sb.current.masked() == crate::units::GenId::JUST_CREATED.0;
-        let skip_sync = state.conn == ConnState::Connected && version >= 90 && just_created && clear_bitmap;
+        let blank = |current: crate::units::GenId| current.masked() == crate::units::GenId::JUST_CREATED.0;
+        let just_created = blank(disk.sb.current);
+        // Only a disk without a past takes the new generation for its own; a peer without a disk stays without one.
+        let peer_has_disk = state.pdsk >= DiskState::Inconsistent;
+        let peer_follows = !peer_has_disk || vol.peer.uuids.is_some_and(|uuids| blank(uuids.ids.current));
+        let skip_sync =
+            state.conn == ConnState::Connected && version >= 90 && just_created && peer_follows && clear_bitmap;
         if state.conn != ConnState::StandAlone && !skip_sync {
             return Err(err(151));
         }
@@ -170,7 +175,10 @@ impl Engine {
                 disk.set_ids(ids);
             }
             self.log(Level::Info, Some(v), format!("cleared bitmap UUID {ids}"));
-            self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
+            let pdsk = if peer_has_disk { DiskState::UpToDate } else { state.pdsk };
+            self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(pdsk));
+            // A peer without a disk learns only so that there are good data.
+            self.send_state(v);
             let link = self.conn.link;
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         }

@@ -79,10 +79,16 @@ impl Engine {
         let _ = self.change(v, change, ChangeMode::Hard);
     }
 
-    fn commit(&mut self, v: VolumeNr, new: VolumeState) {
+    fn commit(&mut self, v: VolumeNr, mut new: VolumeState) {
         let ctx = self.state_context(v);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let old = vol.state;
+        // A resync that ends here otherwise than by its end: what the target said of its disk holds, for it says so once.
+        let told = vol.resync.as_ref().and_then(|resync| resync.peer_finished);
+        let cut_short = old.conn > ConnState::Connected && new.conn == ConnState::Connected;
+        if let Some(disk) = told.filter(|_| cut_short && new.pdsk == DiskState::Inconsistent) {
+            new.pdsk = disk;
+        }
         vol.state = new;
         let text = changes_text(&old, &new);
         if !text.is_empty() {
@@ -92,7 +98,8 @@ impl Engine {
         for effect in side_effects(&old, &new, &ctx) {
             self.side_effect(v, effect);
         }
-        self.note_data_in_use(v, &old, &new);
+        let known = VolumeState { pdsk: told.unwrap_or(old.pdsk), ..old };
+        self.note_data_in_use(v, &known, &new);
         let exchanging =
             |c: ConnState| matches!(c, ConnState::WfBitMapS | ConnState::WfBitMapT | ConnState::WfSyncUuid);
         if exchanging(old.conn)

@@ -24,7 +24,9 @@ impl Engine {
             let from = range.start.0.saturating_sub(PART_BYTES_MAX / SECTOR_SIZE);
             for ((sector, bytes), unacked) in vol.resync_unacked.range_mut((from, 0)..(range.end().0, 0)) {
                 let sent = SectorRange { start: Sector(*sector), count: Sectors::from_bytes_floor(u64::from(*bytes)) };
-                unacked.stale |= sent.overlaps(range);
+                if sent.overlaps(range) {
+                    unacked.stale.insert(bits.clone());
+                }
             }
         }
         if !vol.peer_active.is_empty() {

@@ -49,6 +49,11 @@ impl Engine {
             self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
             return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);
         }
+        if kind != PeerKind::VerifyRead
+            && let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut())
+        {
+            resync.asked = true;
+        }
         self.accept(v, kind, range, BlockId::SYNCER, None, None);
     }
 

@@ -9,6 +9,7 @@ use crate::engine::connection::AfterPing;
 use crate::engine::fault::Fault;
 use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
+use crate::engine::md::MdDone;
 use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
@@ -194,8 +195,12 @@ impl Engine {
             disk.set_ids(ids);
             self.log(Level::Info, Some(v), "Accepted new current UUID, preparing to skip initial sync");
             self.log(Level::Info, Some(v), format!("receiver updated UUIDs to {ids}"));
+            self.hold_data();
+            let link = self.conn.link;
             self.force(v, &StateChange::NONE.disk(DiskState::UpToDate).pdsk(DiskState::UpToDate));
-            self.md_bitmap(v, true, None);
+            // What was said of the disk before may still be on its way to the peer.
+            self.send_state(v);
+            self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
             && (state.role == Role::Primary || state.conn == ConnState::Connected)
             && vol.exposed != p.current
@@ -219,8 +224,8 @@ impl Engine {
             peer_flags: vol.peer.uuids.map(|u| u.flags),
             consider_resync: vol.consider_resync,
             attach_disk: vol.attach_disk,
-            only_failed_bits_left: vol.out_of_sync_bits()
-                <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
+            may_be_done: vol.resync.as_ref().is_some_and(|resync| resync.asked)
+                || vol.out_of_sync_bits() <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
         };
         if ps.conn == ConnState::Connected && matches!(ps.disk, DiskState::Inconsistent | DiskState::UpToDate) {
             // The target is done; bits that application writes still hold here are cleared by their last
@@ -228,8 +233,12 @@ impl Engine {
             self.note_peer_finished(v, ps.disk);
         }
         match read_peer_state(&os, &ps, &ctx) {
-            Received::TearingDown | Received::Ignore => {}
-            Received::FinishResync => self.check_source_done(v),
+            Received::TearingDown => {}
+            Received::Ignore => self.note_peer_role(v, &ps),
+            Received::FinishResync => {
+                self.note_peer_role(v, &ps);
+                self.check_source_done(v);
+            }
             Received::BothTargets => {
                 self.log(
                     Level::Error,
@@ -238,9 +247,18 @@ impl Engine {
                 );
                 self.drop_link(ConnState::NetworkFailure);
             }
-            Received::FinishVerify => self.ping_then(AfterPing::VerifyFinish(v)),
+            Received::FinishVerify => {
+                self.note_peer_role(v, &ps);
+                self.ping_then(AfterPing::VerifyFinish(v));
+            }
             Received::Apply(view) => self.apply_peer_state(v, &os, &ps, &ctx, view),
         }
+    }
+
+    /// What a state says besides that a resync or verify is over. The peer may have changed its role since, or in the
+    /// same breath, and says so only once.
+    fn note_peer_role(&mut self, v: VolumeNr, ps: &VolumeState) {
+        self.force(v, &StateChange::NONE.peer(ps.role).peer_isp(ps.aftr_isp || ps.user_isp));
     }
 
     fn apply_peer_state(

@@ -17,9 +17,11 @@ use crate::engine::md::MdDone;
 use crate::engine::progress::Progress;
 use crate::engine::rate::Pacer;
 use crate::engine::state::{ChangeMode, StateChange};
-use crate::limits::{LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX};
+use crate::limits::{
+    BM_BLOCK_SECTORS, LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX,
+};
 use crate::meta::MdFlags;
-use crate::units::{GenId, Sector, SectorRange, Timestamp, VolumeNr};
+use crate::units::{GenId, Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState};
 
@@ -45,6 +47,8 @@ pub(crate) struct Resync {
     pub(crate) ready: bool,
     /// The end was begun.
     pub(crate) finishing: bool,
+    /// The target has asked for something: a state that comes later is not one from before the resync (source).
+    pub(crate) asked: bool,
     /// The target said that it is done, with this disk (source).
     pub peer_finished: Option<DiskState>,
 }
@@ -71,6 +75,7 @@ impl Resync {
             failed: BlockSet::default(),
             ready: source,
             finishing: false,
+            asked: false,
             peer_finished: None,
         }
     }
@@ -219,14 +224,14 @@ impl Engine {
         }
     }
 
-    /// The range of an expected acknowledgement, and whether newer data made it worthless.
+    /// The range of an expected acknowledgement, and the blocks for which newer data made it worthless.
     pub(crate) fn take_resync_ack(
         &mut self,
         v: VolumeNr,
         sector: Sector,
         blksize: u32,
         name: &'static str,
-    ) -> Option<(SectorRange, bool)> {
+    ) -> Option<(SectorRange, BlockSet)> {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
         let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
@@ -234,7 +239,7 @@ impl Engine {
             return None;
         };
         unacked.count -= 1;
-        let stale = unacked.stale;
+        let stale = unacked.stale.clone();
         if unacked.count == 0 {
             vol.resync_unacked.remove(&key);
         }
@@ -244,8 +249,19 @@ impl Engine {
 
     /// The target has written an answer.
     pub(crate) fn on_rs_write_ack(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if let Some((range, false)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") {
-            self.clear_bits(v, range);
+        let Some((range, stale)) = self.take_resync_ack(v, sector, blksize, "P_RS_WRITE_ACK") else { return };
+        // The target has all of it and does not ask for the blocks around a stale one again.
+        let (mut from, end) = (range.start.0, range.end().0);
+        while from < end {
+            let (fresh_to, on) = match stale.run_from(Sector(from).bm_bit().0) {
+                Some(run) => (run.start * BM_BLOCK_SECTORS, run.end * BM_BLOCK_SECTORS),
+                None => (end, end),
+            };
+            let fresh_to = fresh_to.clamp(from, end);
+            if fresh_to > from {
+                self.clear_bits(v, SectorRange { start: Sector(from), count: Sectors(fresh_to - from) });
+            }
+            from = on.max(fresh_to);
         }
     }
 
@@ -289,13 +305,13 @@ impl Engine {
         self.md_bitmap(v, true, None);
     }
 
-    /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after failures:
-    /// without any its state is one from before the resync.
+    /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after it asked
+    /// for something, or after failures: otherwise its state is one from before the resync.
     pub(crate) fn note_peer_finished(&mut self, v: VolumeNr, disk: DiskState) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let bits = vol.out_of_sync_bits();
         if let Some(resync) = vol.resync.as_mut().filter(|r| r.source)
-            && (disk == DiskState::UpToDate || bits == 0 || !resync.failed.is_empty())
+            && (disk == DiskState::UpToDate || bits == 0 || resync.asked || !resync.failed.is_empty())
         {
             resync.peer_finished = Some(disk);
         }
@@ -328,14 +344,15 @@ impl Engine {
         self.check_source_done(v);
     }
 
-    /// A source ends when only failed blocks are left and the target has ended. Up to version 95 each side finishes by
-    /// its own count.
+    /// A source ends when only failed blocks are left and the target has ended. A target that ended with a bad disk asks
+    /// for nothing more, whatever this node has marked besides. Up to version 95 each side finishes by its own count.
     pub(crate) fn check_source_done(&mut self, v: VolumeNr) {
         let own_count = self.conn.version < 96 || self.faulty(Fault::SourceDoneEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let left = vol.out_of_sync_bits();
         let Some(resync) = vol.resync.as_mut().filter(|r| r.source && !r.finishing) else { return };
-        if left <= resync.failed() && (resync.peer_finished.is_some() || own_count) {
+        let given_up = resync.asked && resync.peer_finished == Some(DiskState::Inconsistent);
+        if given_up || (left <= resync.failed() && (resync.peer_finished.is_some() || own_count)) {
             resync.finishing = true;
             self.ping_then(AfterPing::SourceFinish(v));
         }

@@ -111,12 +111,12 @@ pub(crate) struct PeerSide {
 }
 
 /// Resync replies of one range that are not acknowledged.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Unacked {
     /// How many.
     pub count: u32,
-    /// Bits of the range were set since: the acknowledgement does not cover the newest data and clears nothing.
-    pub stale: bool,
+    /// Blocks that were marked since: the acknowledgement does not cover their newest data.
+    pub stale: super::blocks::BlockSet,
 }
 
 /// A volume.

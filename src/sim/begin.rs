@@ -28,6 +28,7 @@ impl World {
         }
         self.settle_down(2);
         self.skipping = false;
+        self.skipped_on = self.links.len();
         match self.params.start {
             Start::Skipped | Start::FullSync => {}
             Start::SplitBrain => self.begin_split(),

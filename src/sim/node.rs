@@ -56,6 +56,8 @@ pub struct SimVolume {
     pub failing: Failing,
     /// Last state that the engine announced.
     pub seen: VolumeState,
+    /// Size that the engine announced last, sectors.
+    pub size: u64,
     /// The engine has the volume.
     pub configured: bool,
     /// Clients have it open.
@@ -216,6 +218,7 @@ impl Node {
                     named: false,
                     write_failed: 0,
                     failures: 0,
+                    size: 0,
                 }
             })
             .collect();

@@ -361,6 +361,9 @@ impl World {
             }
         }
         self.renew_unrelated();
+        if self.renew_oversized() {
+            return;
+        }
         let no_good = |world: &Self, volume: usize| {
             [A, B].iter().all(|n| world.nodes[*n].volumes[volume].seen.disk < DiskState::Outdated)
         };
@@ -418,6 +421,29 @@ impl World {
                 self.fail(Checker::Metadata, format!("create-md: {error}"));
             }
         }
+    }
+
+    /// A disk that went on alone at its full size, which the peer's does not have: nothing shrinks it but new metadata.
+    fn renew_oversized(&mut self) -> bool {
+        let mut renewed = false;
+        for volume in 0..self.differs.len() {
+            let vols = [A, B].map(|n| &self.nodes[n].volumes[volume]);
+            let parted = vols.iter().all(|vol| vol.open && vol.seen.conn < ConnState::Connected);
+            if !parted || vols[A].size == vols[B].size {
+                continue;
+            }
+            let larger = if vols[A].size > vols[B].size { A } else { B };
+            renewed = true;
+            self.crash(larger, false);
+            self.nodes[larger].volumes[volume].named = true;
+            let label = self.dice.engine.next_u64() | 1;
+            if let Err(error) = self.nodes[larger].create_md(volume, label) {
+                self.fail(Checker::Metadata, format!("create-md: {error}"));
+            }
+            // It finds its peer before anybody forces it.
+            self.restart(larger, None, false);
+        }
+        renewed
     }
 
     fn promote(&mut self, volume: usize, bold: bool) {
@@ -493,8 +519,8 @@ impl World {
         self.run_until(end);
     }
 
-    /// Whether the initial sync is being skipped by the operator.
-    pub(super) fn skipping_sync(&self) -> bool {
-        self.skipping
+    /// Whether the initial sync was skipped by the operator, and only now a slow peer hears of it: its disk has no past.
+    pub(super) const fn skips_late(&self) -> bool {
+        self.links.len() == self.skipped_on
     }
 }

@@ -236,6 +236,8 @@ pub struct World {
     pub(super) prefer: usize,
     /// The operator is skipping the initial sync of blank disks.
     pub(super) skipping: bool,
+    /// How many links there were when that was over for the operator. A peer that is slow may follow later, on the last one.
+    pub(super) skipped_on: usize,
     /// Rounds of the manager in peace.
     pub(super) rounds: u32,
     /// No more faults: the cluster manager does all it can.
@@ -298,6 +300,7 @@ impl World {
             answers: None,
             prefer: A,
             skipping: false,
+            skipped_on: 0,
             rounds: 0,
             peace: false,
         };

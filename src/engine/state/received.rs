@@ -18,8 +18,8 @@ pub struct ReceivedContext {
     pub consider_resync: bool,
     /// Own disk state found at attach, while the disk is Negotiating.
     pub attach_disk: D,
-    /// No more bits are set than blocks have failed.
-    pub only_failed_bits_left: bool,
+    /// The target of our resync may be done: no more bits are set than blocks have failed, or it has asked for some.
+    pub may_be_done: bool,
 }
 
 /// What a received state asks for.
@@ -69,11 +69,11 @@ pub fn read_peer_state(os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext
             // Its resync has not begun yet.
             pdsk = D::Inconsistent;
         } else if os.conn >= C::SyncSource && ps.conn == C::Connected {
-            return if ctx.only_failed_bits_left { Received::FinishResync } else { Received::Ignore };
+            return if ctx.may_be_done { Received::FinishResync } else { Received::Ignore };
         }
     }
     let is_source = matches!(os.conn, C::SyncSource | C::PausedSyncS);
-    if is_source && pdsk == D::Inconsistent && ps.conn == C::Connected && ctx.only_failed_bits_left {
+    if is_source && pdsk == D::Inconsistent && ps.conn == C::Connected && ctx.may_be_done {
         // It ended with failed blocks.
         return Received::FinishResync;
     }
@@ -131,7 +131,7 @@ mod tests {
         peer_flags: Some(UuidFlags(0)),
         consider_resync: false,
         attach_disk: D::UpToDate,
-        only_failed_bits_left: true,
+        may_be_done: true,
     };
 
     fn state(conn: C, disk: D, pdsk: D) -> VolumeState {
@@ -179,7 +179,7 @@ mod tests {
         let os = state(C::SyncSource, D::UpToDate, D::Inconsistent);
         let done = state(C::Connected, D::UpToDate, D::UpToDate);
         assert_eq!(read_peer_state(&os, &done, &CTX), Received::FinishResync);
-        let left = ReceivedContext { only_failed_bits_left: false, ..CTX };
+        let left = ReceivedContext { may_be_done: false, ..CTX };
         assert_eq!(read_peer_state(&os, &done, &left), Received::Ignore);
         let early = state(C::WfBitMapT, D::UpToDate, D::UpToDate);
         assert_eq!(view(&os, &early, &CTX).pdsk, D::Inconsistent);
@@ -192,7 +192,7 @@ mod tests {
             let os = state(conn, D::UpToDate, D::Inconsistent);
             assert_eq!(read_peer_state(&os, &done, &CTX), Received::FinishResync);
             // It may also be a state from before the resync.
-            let left = ReceivedContext { only_failed_bits_left: false, ..CTX };
+            let left = ReceivedContext { may_be_done: false, ..CTX };
             assert_eq!(view(&os, &done, &left).conn, conn);
         }
     }

@@ -3,7 +3,7 @@
 //! A step that needs an answer waits for it in virtual time and ends the story if none comes.
 
 use super::Story;
-use crate::engine::event::{CommandId, RequestId};
+use crate::engine::event::{Command, CommandId, RequestId};
 use crate::sim::plan::{ClientOp, DiskFault, Happening, Order};
 use crate::sim::stamp::{Content, WriteId};
 use crate::sim::world::Asked;
@@ -189,6 +189,15 @@ impl On<'_> {
     /// detach.
     pub fn detach(&mut self) {
         self.orders(Order::Detach { force: false });
+    }
+
+    /// new-current-uuid --clear-bitmap: the disks are blank, and there is nothing to sync.
+    pub fn skip_sync(&mut self) {
+        let clear = Command::NewCurrentUuid { clear_bitmap: true };
+        let world = &mut self.story.world;
+        world.skipping = true;
+        world.command(self.node, self.volume, Order::NewUuid, clear);
+        self.story.look();
     }
 
     /// connect.
