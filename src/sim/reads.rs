@@ -8,8 +8,9 @@
 //! only, and a read that could have been served by either disk (the target of a resync reads marked blocks from the
 //! source) leaves none. From the acknowledgement on every read must see it, whoever serves.
 //!
-//! **What a power cut took.** A Primary that lost its disk and reads from the peer may find that the peer's power cut took
-//! acknowledged writes: the only copy was in the peer's cache. That begins a new era, in which nothing goes back again.
+//! **What two failures took.** A Primary that lost its disk and reads from the peer may find that the peer does not have
+//! acknowledged writes: a power cut took them from its cache, or under protocols A and B they never came there. That begins a new
+//! era, in which nothing goes back again.
 //!
 //! **Does not check**: the order of reads of different disks while a write is under way or after it failed; the reads of two
 //! Primaries that are parted, against each other; which of several writes of zeroes a zero came from.
@@ -95,7 +96,7 @@ impl Model {
         for other in state.candidates.iter().filter(|c| c.write != id && c.era == era) {
             let Some(why) = conflict(mine, zone(other)) else { continue };
             let write = &self.writes[Self::at(other.write)];
-            let gone = write.acked && write.lost[1 - node] && !write.kept[1 - node][0];
+            let gone = write.acked && !write.kept[1 - node][0] && (write.lost[1 - node] || !write.protocol_c);
             if gone && !own {
                 self.new_era(now, volume);
                 return Ok(());

@@ -8,6 +8,7 @@ mod blocks;
 mod found;
 mod generations;
 mod generations_unseen;
+mod known_reads;
 mod liveness;
 mod resync;
 mod writes;
