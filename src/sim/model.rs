@@ -292,11 +292,13 @@ impl Model {
         }
     }
 
-    /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps.
-    pub fn drained(&mut self, volume: usize, from: usize, to: usize) {
+    /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps. Not what is `marked`: a source that
+    /// passes write errors on stays UpToDate, and the other node knows by the bits what it lacks. Such blocks are not checked there.
+    pub fn drained(&mut self, volume: usize, from: usize, to: usize, marked: impl Fn(std::ops::Range<u64>) -> bool) {
         for id in &self.volumes[volume].writes {
             let write = &mut self.writes[Self::at(*id)];
-            if write.acked && write.kept[from][0] {
+            let blocks = write.start / 8..(write.start + write.count).div_ceil(8);
+            if write.acked && write.kept[from][0] && !marked(blocks) {
                 write.kept[to][0] = true;
                 write.received_only = false;
             }
@@ -412,7 +414,8 @@ impl Model {
     }
 
     /// A node's contents become the truth, whatever they are: the operator forced an Inconsistent disk to be good. `other` is
-    /// what the other node holds: it may be good as well, and win when the two meet.
+    /// what the other node holds: it may be good as well, and win when the two meet; so may what a power cut leaves of it, so values that
+    /// no durable write replaced there are not checked any more.
     pub fn adopt(
         &mut self,
         now: Tick,
@@ -430,6 +433,7 @@ impl Model {
             };
             let (write, elsewhere) = (shown(contents), shown(other));
             let era = self.volumes[volume].era;
+            let earlier = self.may_come_back(self.volumes[volume].state(sector), 1 - node);
             let state = self.volumes[volume].state_mut(sector);
             // What is still under way may come later.
             let open: Vec<Candidate> =
@@ -439,6 +443,9 @@ impl Model {
                 state.candidates.push(Candidate::new(elsewhere, 0, era));
             }
             state.candidates.extend(open.into_iter().filter(|c| c.write != write && c.write != elsewhere));
+            let new: Vec<WriteId> =
+                earlier.into_iter().filter(|id| state.candidates.iter().all(|c| c.write != *id)).collect();
+            state.candidates.extend(new.into_iter().map(|id| Candidate::new(id, 0, era)));
             state.chosen = None;
         }
         for id in self.volumes[volume].writes.clone() {
@@ -450,6 +457,18 @@ impl Model {
             }
         }
         self.new_era(now, volume);
+    }
+
+    /// Values that a power cut of the node may still bring back: no durable write there replaced them.
+    fn may_come_back(&self, state: &SectorState, node: usize) -> Vec<WriteId> {
+        let durable = |old: WriteId| {
+            let ended = self.writes[Self::at(old)].ended;
+            state.candidates.iter().any(|c| {
+                let new = &self.writes[Self::at(c.write)];
+                new.kept[node][1] && ended < new.invoked
+            })
+        };
+        state.candidates.iter().map(|c| c.write).filter(|id| !durable(*id)).collect()
     }
 
     /// Whether a client ever wrote the sector.
