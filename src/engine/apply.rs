@@ -121,6 +121,14 @@ impl Engine {
         {
             vol.early_sync_uuid = None;
         }
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            let exchanged = matches!(new.conn, ConnState::SyncTarget | ConnState::PausedSyncT);
+            if new.disk == DiskState::UpToDate || exchanged {
+                vol.bits_known = true;
+            } else if new.disk < DiskState::Inconsistent || new.conn == ConnState::WfBitMapT {
+                vol.bits_known = false;
+            }
+        }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);

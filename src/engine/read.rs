@@ -1,4 +1,9 @@
 //! Application reads: local where the data is good, else from the peer; a failed one is tried on the other side once.
+//!
+//! On an Inconsistent disk a block is good that no bit marks, once the bits are known to say it ([`bits_known`]): a target
+//! whose source goes away before its bitmap came has none of the bits, and its disk may be old everywhere.
+//!
+//! [`bits_known`]: super::volume::Volume::bits_known
 
 use bytes::Bytes;
 
@@ -21,11 +26,12 @@ impl Engine {
             (request.volume, request.range, request.tried_local, request.tried_remote);
         let careless = self.faulty(Fault::ReadInconsistent);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        let state = vol.state;
+        let (state, known) = (vol.state, vol.bits_known);
         let local = !tried_local
             && vol.usable().is_some_and(|d| {
                 state.disk == DiskState::UpToDate
-                    || (state.disk == DiskState::Inconsistent && (careless || !d.bitmap.any(range.bits_touched())))
+                    || (state.disk == DiskState::Inconsistent
+                        && (careless || (known && !d.bitmap.any(range.bits_touched()))))
             });
         let remote = !tried_remote
             && self.conn.link.is_some()

@@ -191,6 +191,9 @@ pub(crate) struct Volume {
     pub bitmap_answered: bool,
     /// Blocks that failed here while bitmaps were exchanged: the target may not know that they are marked.
     pub failed_early: super::blocks::BlockSet,
+    /// The bits say which blocks of an Inconsistent disk are old: it was good, or has seen the source's bitmap since it was
+    /// attached. Before, a block without a bit may be old as well.
+    pub bits_known: bool,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
@@ -263,6 +266,7 @@ impl Volume {
             bitmap_after: None,
             bitmap_answered: false,
             failed_early: super::blocks::BlockSet::default(),
+            bits_known: false,
             verify: None,
             forced_detach: false,
             closing: false,

@@ -203,8 +203,8 @@ impl World {
                 self.moment(node, Moment::Flushed);
             }
             (Asked::Read { start, count }, Ok(data)) => {
-                let strict = pending.strict && scene.own_good;
-                self.check_reply(node, &pending, start, count, &data, strict);
+                let disk = pending.disk.filter(|disk| self.serving_disk(node, pending.volume) == Some(*disk));
+                self.check_reply(node, &pending, start, count, &data, disk);
             }
             (Asked::Flush | Asked::Read { .. }, Err(_)) => {}
         }

@@ -64,7 +64,11 @@ impl World {
             if self.both_good(volume)
                 && let Some(node) = self.primary(volume)
             {
-                self.model.drained(volume, node, 1 - node);
+                let engine = self.nodes[node].engine.as_ref();
+                let bits = engine.and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
+                self.model.drained(volume, node, 1 - node, |blocks| {
+                    bits.is_some_and(|bits| bits.count() > 0 && bits.any(blocks))
+                });
             }
         }
     }

@@ -6,12 +6,13 @@ use smallvec::SmallVec;
 use super::coverage::Group;
 use super::node::nr;
 use super::plan::ClientOp;
+use super::reads::Read;
 use super::stamp::{self, SECTOR, WriteId};
 use super::world::{Asked, Checker, Pending, World};
 use crate::engine::event::{ClientRequest, Event, RequestId};
 use crate::limits::CLIENT_REQUEST_BYTES_MAX;
 use crate::units::{Sector, SectorRange, Sectors};
-use crate::wire::state::Role;
+use crate::wire::state::{DiskState, Role};
 
 /// Largest piece of a client's payload, sectors.
 const PIECE: u64 = 2048;
@@ -86,9 +87,19 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.asked = Some((id, what));
         }
-        let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, strict: scene.own_good };
+        let disk = self.serving_disk(node, volume);
+        let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, disk };
         self.pending.insert(id, pending);
         self.event(node, Event::Client { id, volume: nr(volume), request });
+    }
+
+    /// The node whose disk has to serve what is read now: its own where it is good, the peer's where there is none.
+    pub(super) fn serving_disk(&self, node: usize, volume: usize) -> Option<usize> {
+        match self.nodes[node].volumes[volume].seen.disk {
+            DiskState::UpToDate => Some(node),
+            DiskState::Inconsistent => None,
+            _ => Some(1 - node),
+        }
     }
 
     /// Compares the reply to a read with the history.
@@ -99,7 +110,7 @@ impl World {
         start: u64,
         count: u64,
         data: &[Bytes],
-        strict: bool,
+        disk: Option<usize>,
     ) {
         let total: usize = data.iter().map(Bytes::len).sum();
         if total as u64 != count * SECTOR as u64 {
@@ -111,13 +122,12 @@ impl World {
         }
         let is_primary = |n: &super::node::Node| n.volumes[pending.volume].seen.role == Role::Primary;
         let split = self.nodes.iter().all(is_primary);
+        let read = Read { node, volume: pending.volume, began: pending.began, now: self.tick, disk, split };
         let mut sector = start;
         for piece in data {
             for bytes in piece.chunks(SECTOR) {
                 let content = stamp::content(bytes, sector);
-                let (began, now) = (pending.began, self.tick);
-                let checked = self.model.check_read(node, pending.volume, sector, content, began, now, strict, split);
-                if let Err(text) = checked {
+                if let Err(text) = self.model.check_read(&read, sector, content) {
                     return self.fail(Checker::Read, text);
                 }
                 sector += 1;

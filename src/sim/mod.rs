@@ -31,6 +31,7 @@ mod check;
 mod clients;
 mod links;
 mod operator;
+mod reads;
 mod sectors;
 #[cfg(test)]
 mod tests;

@@ -52,13 +52,13 @@ pub struct Write {
     pub fua: bool,
     /// The protocol was C.
     pub protocol_c: bool,
-    invoked: Tick,
-    ended: Tick,
-    acked: bool,
+    pub(super) invoked: Tick,
+    pub(super) ended: Tick,
+    pub(super) acked: bool,
     /// By node: kept after a crash of its process, kept after a power cut.
-    kept: [[bool; 2]; 2],
+    pub(super) kept: [[bool; 2]; 2],
     /// By node: was kept, and a power cut or crash took it.
-    lost: [bool; 2],
+    pub(super) lost: [bool; 2],
     /// Protocol B: the peer only said that it has received it.
     received_only: bool,
     powers: [u64; 2],
@@ -83,8 +83,8 @@ pub struct Scene {
 /// The history.
 #[derive(Debug)]
 pub struct Model {
-    writes: Vec<Write>,
-    volumes: Vec<VolumeModel>,
+    pub(super) writes: Vec<Write>,
+    pub(super) volumes: Vec<VolumeModel>,
 }
 
 impl Model {
@@ -119,7 +119,7 @@ impl Model {
         Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect() }
     }
 
-    fn at(id: WriteId) -> usize {
+    pub(super) fn at(id: WriteId) -> usize {
         usize::try_from(id.0).unwrap_or(usize::MAX)
     }
 
@@ -165,7 +165,7 @@ impl Model {
         let era = vol.era;
         for sector in start..start + count {
             let state = vol.state_mut(sector);
-            state.candidates.push(Candidate { write: id, first_end: NEVER, last_begin: now, era });
+            state.candidates.push(Candidate::new(id, now, era));
         }
         id
     }
@@ -292,11 +292,13 @@ impl Model {
         }
     }
 
-    /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps.
-    pub fn drained(&mut self, volume: usize, from: usize, to: usize) {
+    /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps. Not what is `marked`: a source that
+    /// passes write errors on stays UpToDate, and the other node knows by the bits what it lacks. Such blocks are not checked there.
+    pub fn drained(&mut self, volume: usize, from: usize, to: usize, marked: impl Fn(std::ops::Range<u64>) -> bool) {
         for id in &self.volumes[volume].writes {
             let write = &mut self.writes[Self::at(*id)];
-            if write.acked && write.kept[from][0] {
+            let blocks = write.start / 8..(write.start + write.count).div_ceil(8);
+            if write.acked && write.kept[from][0] && !marked(blocks) {
                 write.kept[to][0] = true;
                 write.received_only = false;
             }
@@ -374,7 +376,7 @@ impl Model {
     }
 
     /// Whether a promised write that began after `old` ended replaced it on `node`, acknowledged before `before`.
-    fn replaced(&self, state: &SectorState, old: WriteId, node: usize, before: Tick) -> bool {
+    pub(super) fn replaced(&self, state: &SectorState, old: WriteId, node: usize, before: Tick) -> bool {
         let old = &self.writes[Self::at(old)];
         state.candidates.iter().any(|c| {
             let new = &self.writes[Self::at(c.write)];
@@ -383,7 +385,7 @@ impl Model {
     }
 
     /// The candidates that a sector's contents may stand for.
-    fn matching(&self, state: &SectorState, content: Content) -> Vec<WriteId> {
+    pub(super) fn matching(&self, state: &SectorState, content: Content) -> Vec<WriteId> {
         match content {
             Content::Alien => Vec::new(),
             Content::Write(id) => state.candidates.iter().filter(|c| c.write == id).map(|c| c.write).collect(),
@@ -411,87 +413,9 @@ impl Model {
         ))
     }
 
-    /// Whether a read of `node` that began at `began` and ends at `now` may have returned this. `strict`: the node's own disk
-    /// was good all the time; else the peer's promises do as well. `split`: both nodes are Primary, each with a history of
-    /// its own.
-    ///
-    /// # Errors
-    /// Words about what is wrong.
-    #[expect(clippy::too_many_arguments, reason = "all of them are what a read is")]
-    pub fn check_read(
-        &mut self,
-        node: usize,
-        volume: usize,
-        sector: u64,
-        content: Content,
-        began: Tick,
-        now: Tick,
-        strict: bool,
-        split: bool,
-    ) -> Result<(), String> {
-        let state = self.volumes[volume].state(sector);
-        let mut found = self.matching(state, content);
-        found.retain(|id| {
-            !self.replaced(state, *id, node, began) || (!strict && !self.replaced(state, *id, 1 - node, began))
-        });
-        let fail = |why: &str| {
-            Err(format!(
-                "a read of sector {sector} of volume {volume} returned {}, {why}; promised is {}",
-                self.tell(content),
-                self.promised(state, node)
-            ))
-        };
-        if found.is_empty() {
-            return fail("which a later acknowledged write replaced or which was never there");
-        }
-        let (era, era_start) = (self.volumes[volume].era, self.volumes[volume].era_start);
-        if split || found.len() > 1 || began < era_start || self.volumes[volume].is_untouched(sector) {
-            return Ok(());
-        }
-        let id = found[0];
-        // What was still under way then, on a node that lives, may come yet.
-        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start;
-        let old = settled(&self.writes[Self::at(id)]) || id == INITIAL;
-        if old
-            && let Some((seen_in, other)) = state.chosen
-            && seen_in == era
-            && other != id
-        {
-            let other = self.tell(Content::Write(other));
-            return fail(&format!("but {other} was read before, and both are from before the last crash or failover"));
-        }
-        let zone = |c: &Candidate| {
-            let write = &self.writes[Self::at(c.write)];
-            if c.era == era {
-                (c.first_end, c.last_begin)
-            } else {
-                (NEVER, if write.invoked < era_start { 0 } else { write.invoked })
-            }
-        };
-        let mut mine = state.candidates.iter().find(|c| c.write == id).map_or((NEVER, 0), zone);
-        if old {
-            mine.0 = mine.0.min(era_start);
-        }
-        mine = (mine.0.min(now), mine.1.max(began));
-        for other in state.candidates.iter().filter(|c| c.write != id && c.era == era) {
-            if let Some(why) = conflict(mine, zone(other)) {
-                let other = self.tell(Content::Write(other.write));
-                return fail(&format!("{why} {other}"));
-            }
-        }
-        let vol = &mut self.volumes[volume];
-        let state = vol.state_mut(sector);
-        if old {
-            state.chosen = Some((era, id));
-        }
-        if let Some(c) = state.candidates.iter_mut().find(|c| c.write == id) {
-            (c.first_end, c.last_begin, c.era) = (mine.0, mine.1, era);
-        }
-        Ok(())
-    }
-
     /// A node's contents become the truth, whatever they are: the operator forced an Inconsistent disk to be good. `other` is
-    /// what the other node holds: it may be good as well, and win when the two meet.
+    /// what the other node holds: it may be good as well, and win when the two meet; so may what a power cut leaves of it, so values that
+    /// no durable write replaced there are not checked any more.
     pub fn adopt(
         &mut self,
         now: Tick,
@@ -509,15 +433,19 @@ impl Model {
             };
             let (write, elsewhere) = (shown(contents), shown(other));
             let era = self.volumes[volume].era;
+            let earlier = self.may_come_back(self.volumes[volume].state(sector), 1 - node);
             let state = self.volumes[volume].state_mut(sector);
             // What is still under way may come later.
             let open: Vec<Candidate> =
                 state.candidates.iter().filter(|c| self.writes[Self::at(c.write)].ended == NEVER).copied().collect();
-            state.candidates = vec![Candidate { write, first_end: NEVER, last_begin: 0, era }];
+            state.candidates = vec![Candidate::new(write, 0, era)];
             if elsewhere != write {
-                state.candidates.push(Candidate { write: elsewhere, first_end: NEVER, last_begin: 0, era });
+                state.candidates.push(Candidate::new(elsewhere, 0, era));
             }
             state.candidates.extend(open.into_iter().filter(|c| c.write != write && c.write != elsewhere));
+            let new: Vec<WriteId> =
+                earlier.into_iter().filter(|id| state.candidates.iter().all(|c| c.write != *id)).collect();
+            state.candidates.extend(new.into_iter().map(|id| Candidate::new(id, 0, era)));
             state.chosen = None;
         }
         for id in self.volumes[volume].writes.clone() {
@@ -529,6 +457,18 @@ impl Model {
             }
         }
         self.new_era(now, volume);
+    }
+
+    /// Values that a power cut of the node may still bring back: no durable write there replaced them.
+    fn may_come_back(&self, state: &SectorState, node: usize) -> Vec<WriteId> {
+        let durable = |old: WriteId| {
+            let ended = self.writes[Self::at(old)].ended;
+            state.candidates.iter().any(|c| {
+                let new = &self.writes[Self::at(c.write)];
+                new.kept[node][1] && ended < new.invoked
+            })
+        };
+        state.candidates.iter().map(|c| c.write).filter(|id| !durable(*id)).collect()
     }
 
     /// Whether a client ever wrote the sector.
@@ -543,7 +483,7 @@ impl Model {
         self.volumes[volume].touched()
     }
 
-    fn tell(&self, content: Content) -> String {
+    pub(super) fn tell(&self, content: Content) -> String {
         match content {
             Content::Zero => String::from("zeroes"),
             Content::Alien => String::from("something that nobody wrote there"),
@@ -557,7 +497,7 @@ impl Model {
         }
     }
 
-    fn promised(&self, state: &SectorState, node: usize) -> String {
+    pub(super) fn promised(&self, state: &SectorState, node: usize) -> String {
         let list: Vec<String> = state
             .candidates
             .iter()
@@ -581,17 +521,5 @@ impl Model {
             )
         });
         format!("nothing: {}", all.collect::<Vec<_>>().join(", "))
-    }
-}
-
-/// Two values' zones that no order of operations explains.
-fn conflict(a: (Tick, Tick), b: (Tick, Tick)) -> Option<&'static str> {
-    let forward = |z: (Tick, Tick)| z.0 < z.1;
-    let (low, high) = (|z: (Tick, Tick)| z.0.min(z.1), |z: (Tick, Tick)| z.0.max(z.1));
-    match (forward(a), forward(b)) {
-        (true, true) if low(a) < high(b) && low(b) < high(a) => Some("which takes turns with"),
-        (true, false) if low(b) > low(a) && high(b) < high(a) => Some("read before and after the whole of"),
-        (false, true) if low(a) > low(b) && high(a) < high(b) => Some("which lies between two sights of"),
-        _ => None,
     }
 }

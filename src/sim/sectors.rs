@@ -10,6 +10,25 @@ pub(super) struct Candidate {
     pub(super) first_end: Tick,
     pub(super) last_begin: Tick,
     pub(super) era: u64,
+    /// Where it was seen while it was not acknowledged.
+    pub(super) sight: Option<Sight>,
+}
+
+/// Reads of one disk that returned a write which was not acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    /// The node whose disk it was.
+    pub(super) disk: usize,
+    /// First end and last beginning of such a read.
+    pub(super) first_end: Tick,
+    pub(super) last_begin: Tick,
+}
+
+impl Candidate {
+    /// A value that nobody has seen in this era.
+    pub(super) const fn new(write: WriteId, last_begin: Tick, era: u64) -> Self {
+        Self { write, first_end: NEVER, last_begin, era, sight: None }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -51,8 +70,8 @@ impl VolumeModel {
         let slot = &mut self.index[Self::position(sector)];
         if *slot == 0 {
             *slot = u32::try_from(self.states.len()).unwrap_or(0);
-            let initial = Candidate { write: INITIAL, first_end: NEVER, last_begin: 0, era: 0 };
-            self.states.push(SectorState { candidates: vec![initial], chosen: None });
+            let candidates = vec![Candidate::new(INITIAL, 0, 0)];
+            self.states.push(SectorState { candidates, chosen: None });
             self.sectors.push(sector);
         }
         &mut self.states[*slot as usize]

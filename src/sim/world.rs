@@ -147,8 +147,8 @@ pub(super) struct Pending {
     pub began: Tick,
     pub what: Asked,
     pub powers: [u64; 2],
-    /// A read began while the node's own disk was good.
-    pub strict: bool,
+    /// The node whose disk had to serve a read when it began.
+    pub disk: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -80,7 +80,11 @@ fn is_made_good(old: &VolumeState, new: &VolumeState, change: &StateChange) -> b
     match old.disk {
         D::Inconsistent => new.disk > D::Inconsistent && change.disk != Some(D::UpToDate),
         // Without a connection it becomes what was found at attach.
-        D::Negotiating => new.disk == D::UpToDate && new.conn >= C::Connected && change.disk.is_none(),
+        // Neither does an order to outdate it settle what it is.
+        D::Negotiating => {
+            let outdates = change.disk == Some(D::Outdated) && change.conn.is_none();
+            new.disk == D::UpToDate && new.conn >= C::Connected && (change.disk.is_none() || outdates)
+        }
         D::Outdated => {
             // A resync that never began, for its source lost the data; or a Primary without data to compare with.
             let unbegun = matches!(old.conn, C::WfBitMapT | C::StartingSyncT | C::WfSyncUuid | C::PausedSyncT);

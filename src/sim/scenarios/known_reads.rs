@@ -1,0 +1,52 @@
+//! What reads may show while disks come and go: old data on a disk that nobody marked, and what is no promise.
+
+use super::super::plan::{DiskFault, Order};
+use super::super::scenario::regression;
+use super::{primary, turn};
+use crate::engine::options::OnIoError;
+use crate::wire::params::ReplProtocol;
+
+/// A Primary without a disk gets its old one back, and the peer's disk fails while bitmaps are exchanged: the source's bits never
+/// came, so no bit says which blocks of the old disk are old.
+#[test]
+fn a_target_without_the_sources_bitmap_read_from_its_old_disk() {
+    regression(30, &[], |k, scenario| {
+        let scenario = scenario.on_io_error(OnIoError::Detach).node(1, |n| n.disk_ns = 1_000_000);
+        let mut s = primary(scenario);
+        s.a().write_fua(0, 8);
+        s.a().detach();
+        s.a().write_fua(0, 8);
+        s.a().start_order(Order::Attach);
+        s.events(k);
+        s.b().fail(DiskFault::Meta, 5);
+        s.wait(300);
+        // Words about old data come from the checker.
+        s.a().try_read(0, 8);
+        s.a().try_read(0, 8);
+        s.recover();
+        s.same_data();
+    });
+}
+
+/// The disk of a Primary waits for the peer to say what it is, and the peer is silent: an order to outdate it made it UpToDate.
+#[test]
+fn outdating_a_disk_that_is_not_judged_made_it_good() {
+    regression(3, &[], |k, scenario| {
+        let protocol = turn(k, &[ReplProtocol::C, ReplProtocol::B, ReplProtocol::A]);
+        let mut s = primary(scenario.protocol(protocol));
+        s.a().write_fua(0, 8);
+        s.a().detach();
+        s.a().write_fua(0, 8);
+        s.silent_cut();
+        s.a().start_order(Order::Attach);
+        s.wait(20);
+        s.a().is("Connected Primary/Secondary Negotiating/UpToDate");
+        let words = s.a().is_refused(Order::Outdate);
+        assert!(words.contains("LowerThanOutdated"), "{words}");
+        s.a().is("Connected Primary/Secondary Negotiating/UpToDate");
+        s.a().try_read(0, 8);
+        s.heal();
+        s.recover();
+        s.same_data();
+    });
+}
