@@ -45,6 +45,8 @@ pub(crate) struct Resync {
     pub(crate) ready: bool,
     /// The end was begun.
     pub(crate) finishing: bool,
+    /// The target has asked for something: it has begun, durably (source).
+    pub(crate) asked: bool,
     /// The target said that it is done, with this disk (source).
     pub peer_finished: Option<DiskState>,
 }
@@ -71,6 +73,7 @@ impl Resync {
             failed: BlockSet::default(),
             ready: source,
             finishing: false,
+            asked: false,
             peer_finished: None,
         }
     }

@@ -202,12 +202,14 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Whether the target of a resync from here may already call itself UpToDate under this generation: every block that is
-    /// left was sent, and only its acknowledgement is missing.
+    /// Whether the target of a resync from here may call itself UpToDate under this generation: every block that is left
+    /// was sent, and only its acknowledgement is missing; or it had this generation before, and did not begin yet.
     pub(crate) fn target_may_be_done(&self) -> bool {
-        let running = self.resync.as_ref().is_some_and(|resync| resync.source);
+        let source = self.resync.as_ref().filter(|resync| resync.source);
         let under_way: u64 = self.resync_unacked.keys().map(|(_, bytes)| u64::from(*bytes).div_ceil(4096)).sum();
-        self.target_maybe_done || self.missed_end || (running && self.out_of_sync_bits() <= under_way)
+        let from_current = self.disk.as_ref().is_some_and(|disk| disk.ids().target_begins_from_current());
+        let may = |resync: &Resync| self.out_of_sync_bits() <= under_way || (from_current && !resync.asked);
+        self.target_maybe_done || self.missed_end || source.is_some_and(may)
     }
 
     /// Whether a Primary without its peer has to begin a new generation: the peer has the current one, or may have it.
