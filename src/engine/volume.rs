@@ -155,8 +155,9 @@ pub(crate) struct Volume {
     pub target_maybe_done: bool,
     /// The target, which may already hold this generation, missed a write while the resync ran.
     pub target_missed_write: bool,
-    /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, and the peer
-    /// has not been asked since: a promotion without it begins a new generation.
+    /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, or it was
+    /// Outdated and is good again only because the peer has no disk at hand; and the peer has not been asked since: a
+    /// promotion without it, or of a peer without that disk, begins a new generation.
     pub target_unknown: bool,
     /// Rule 34 found that the target of the last resync holds this generation; the bitmap identifier goes to the history
     /// with the next resync, or with the next generation.

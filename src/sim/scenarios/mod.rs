@@ -8,6 +8,7 @@ mod blocks;
 mod found;
 mod generations;
 mod generations_unseen;
+mod known_differences;
 mod liveness;
 mod resync;
 mod writes;
