@@ -75,7 +75,8 @@ fn a_write_that_the_peer_could_not_do_waits_for_its_generation() {
         }
         s.cut();
         s.a().crash();
-        s.b().becomes("WFConnection");
+        s.b().becomes("WFConnection Secondary/Unknown Diskless");
+        s.wait(100);
         s.b().start_order(Order::Attach);
         s.wait(500);
         s.b().promote();
@@ -110,6 +111,7 @@ fn an_outdated_disk_that_serves_again_begins_a_generation() {
         s.b().detach();
         s.heal();
         s.a().becomes("Connected Secondary/Secondary UpToDate/Diskless");
+        s.b().becomes("Connected Secondary/Secondary Diskless/UpToDate");
         s.b().promote();
         let late = s.b().write_fua(4096, 8);
         s.b().start_order(Order::Attach);
