@@ -359,7 +359,7 @@ impl Engine {
                     if !ok && vol.state.pdsk != DiskState::UpToDate {
                         // The peer's old copy passes for the newest: nothing was written, as far as anybody can tell.
                         for (_, result) in &mut vol.held {
-                            if result.as_ref().is_ok_and(|data| data.is_empty()) {
+                            if matches!(result, Ok(data) if data.is_empty()) {
                                 *result = Err(ClientError::Io);
                             }
                         }
