@@ -38,6 +38,7 @@ impl Engine {
             attach_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
             attach_pdsk: vol.map_or(DiskState::DUnknown, |vol| vol.attach_pdsk),
             bitmap_uuid_unset: ids.is_some_and(|ids| ids.bitmap.0 == 0) || vol.is_some_and(|vol| vol.missed_end),
+            generation_shared: vol.is_some_and(|vol| vol.target_unknown),
             others_connected: others().all(|o| o.state.conn >= ConnState::Connected),
             others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
@@ -155,6 +156,8 @@ impl Engine {
             self.log(Level::Info, Some(v), text);
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
+        // Newer data were known to exist, and nobody has them at hand.
+        vol.target_unknown |= old.disk == DiskState::Outdated && new.disk == DiskState::UpToDate;
         let goes = old.has_local_disk() && !new.has_local_disk();
         // A peer that is only now taken for good has nothing that this disk lacked.
         let peer_was_good = old.pdsk == DiskState::UpToDate && new.pdsk == DiskState::UpToDate;
@@ -268,6 +271,9 @@ impl Engine {
                 for effect in after_effects(&old, &new, &self.state_context(v)) {
                     self.effect(v, effect, &new);
                 }
+                if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
+                    self.release_denied(v);
+                }
                 self.admit(v);
                 self.submit_held_back(v);
                 self.retry_blocked(v);
@@ -368,10 +374,16 @@ impl Engine {
             MdDone::Gate => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.gate = vol.gate.saturating_sub(1);
+                    if !ok && vol.state.pdsk != DiskState::UpToDate {
+                        // The peer's old copy passes for the newest: nothing was written, as far as anybody can tell.
+                        for (_, result) in &mut vol.held {
+                            if matches!(result, Ok(data) if data.is_empty()) {
+                                *result = Err(ClientError::Io);
+                            }
+                        }
+                    }
                     if vol.gate == 0 {
                         for (id, result) in std::mem::take(&mut vol.held) {
-                            // The disk fails as well then, and comes back with a generation that lacks what it wrote.
-                            let result = if ok { result } else { Err(ClientError::Io) };
                             self.out.push(Action::Complete { id, result });
                         }
                     }

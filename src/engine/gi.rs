@@ -116,7 +116,14 @@ impl GenIds {
             return false;
         }
         let stepped = self.bitmap.0.wrapping_sub(GenId::SYNC_STEP) | 1 == self.history[0].0 | 1;
-        stepped || (self.bitmap.0 ^ self.current.0) & STEPPED_BITS & !1 == 0
+        stepped || self.target_begins_from_current()
+    }
+
+    /// Whether the resync from here that has begun found both nodes in this generation: the target holds it until it has
+    /// begun, too.
+    #[must_use]
+    pub const fn target_begins_from_current(&self) -> bool {
+        self.bitmap.0 != 0 && (self.bitmap.0 ^ self.current.0) & STEPPED_BITS & !1 == 0
     }
 
     /// Start of a resync on the source, with the value of [`GenIds::sync_uuid`].

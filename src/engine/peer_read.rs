@@ -45,14 +45,14 @@ impl Engine {
         if kind == PeerKind::VerifyRead && !self.verify_requested(v, range) {
             return self.peer_error(name, format!("not expected in state {}", state.conn));
         }
-        if state.disk != DiskState::UpToDate {
-            self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
-            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);
-        }
         if kind != PeerKind::VerifyRead
             && let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut())
         {
             resync.asked = true;
+        }
+        if state.disk != DiskState::UpToDate {
+            self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
+            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);
         }
         self.accept(v, kind, range, BlockId::SYNCER, None, None);
     }

@@ -499,6 +499,10 @@ impl Engine {
 
     /// The link is gone: nothing is answered any more; what has not started is dropped (the peer marks it out of sync).
     pub(crate) fn peer_requests_orphaned(&mut self) {
+        // First: what goes below must not start what waited behind it, on a disk that no longer counts as the only copy.
+        for vol in self.volumes.values_mut() {
+            vol.peer_waiting.clear();
+        }
         let keys: Vec<u64> = self.peer_requests.iter().map(|(key, _)| key).collect();
         for key in &keys {
             if let Some(request) = self.peer_requests.get_mut(*key) {
@@ -509,9 +513,6 @@ impl Engine {
             if self.peer_requests.get(key).is_some_and(|r| !r.submitted && !r.al_pending) {
                 self.finish_peer(key);
             }
-        }
-        for vol in self.volumes.values_mut() {
-            vol.peer_waiting.clear();
         }
         if !self.faulty(Fault::EpochsNotReset) {
             self.rx.epochs.clear();

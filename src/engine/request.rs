@@ -74,6 +74,8 @@ pub(crate) struct Request {
     pub epoch: Option<u32>,
     /// The peer said that the write is on its disk.
     pub confirmed: bool,
+    /// The peer said that it could not write it.
+    pub denied: bool,
     /// The peer said "written and in sync".
     pub set_in_sync: bool,
     /// During a resync: its range stays taken until the peer has said whether it is in sync, even where the client
@@ -199,6 +201,7 @@ impl Engine {
             net: Side::Unused,
             epoch: None,
             confirmed: false,
+            denied: false,
             set_in_sync: false,
             sync_due: false,
             registered: false,

@@ -47,7 +47,7 @@ pub(crate) struct Resync {
     pub(crate) ready: bool,
     /// The end was begun.
     pub(crate) finishing: bool,
-    /// The target has asked for something: a state that comes later is not one from before the resync (source).
+    /// The target has asked for something: it has begun, durably, and a state that comes later is not from before (source).
     pub(crate) asked: bool,
     /// The target said that it is done, with this disk (source).
     pub peer_finished: Option<DiskState>,

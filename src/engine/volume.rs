@@ -159,8 +159,9 @@ pub(crate) struct Volume {
     pub target_maybe_done: bool,
     /// The target, which may already hold this generation, missed a write while the resync ran.
     pub target_missed_write: bool,
-    /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, and the peer
-    /// has not been asked since: a promotion without it begins a new generation.
+    /// The disk was attached with the identifiers of a resync from here whose end this node has not seen, or it was
+    /// Outdated and is good again only because the peer has no disk at hand; and the peer has not been asked since: a
+    /// promotion without it, or of a peer without that disk, begins a new generation.
     pub target_unknown: bool,
     /// Rule 34 found that the target of the last resync holds this generation; the bitmap identifier goes to the history
     /// with the next resync, or with the next generation.
@@ -209,12 +210,14 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Whether the target of a resync from here may already call itself UpToDate under this generation: every block that is
-    /// left was sent, and only its acknowledgement is missing.
+    /// Whether the target of a resync from here may call itself UpToDate under this generation: every block that is left
+    /// was sent, and only its acknowledgement is missing; or it had this generation before, and did not begin yet.
     pub(crate) fn target_may_be_done(&self) -> bool {
-        let running = self.resync.as_ref().is_some_and(|resync| resync.source);
+        let source = self.resync.as_ref().filter(|resync| resync.source);
         let under_way: u64 = self.resync_unacked.keys().map(|(_, bytes)| u64::from(*bytes).div_ceil(4096)).sum();
-        self.target_maybe_done || self.missed_end || (running && self.out_of_sync_bits() <= under_way)
+        let from_current = self.disk.as_ref().is_some_and(|disk| disk.ids().target_begins_from_current());
+        let may = |resync: &Resync| self.out_of_sync_bits() <= under_way || (from_current && !resync.asked);
+        self.target_maybe_done || self.missed_end || source.is_some_and(may)
     }
 
     /// Whether a Primary without its peer has to begin a new generation: the peer has the current one, or may have it.

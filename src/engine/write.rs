@@ -405,6 +405,11 @@ impl Engine {
                 self.epochs.close();
                 return;
             }
+            if request.denied && !request.retired && vol.state.pdsk == DiskState::UpToDate && self.conn.link.is_some() {
+                // The peer's disk, which lacks it, is about to go: first the generation begins that says so.
+                self.epochs.close();
+                return;
+            }
             request.done = true;
             // A copy counts where a resync will not replace it.
             let ok = own_counts

@@ -50,6 +50,7 @@ impl Engine {
             }
             AckKind::Negative => {
                 request.net = Side::Failed;
+                request.denied = true;
                 request.set_in_sync = false;
                 request.sync_due = false;
             }
@@ -69,6 +70,15 @@ impl Engine {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
         }
         self.progress(key);
+    }
+
+    /// It is known by now what became of the peer's disk: completes what that disk could not write.
+    pub(crate) fn release_denied(&mut self, v: VolumeNr) {
+        let denied = |r: &super::request::Request| r.volume == v && r.denied && !r.done;
+        let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| denied(r)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.progress(key);
+        }
     }
 
     /// The oldest epoch is on the peer's stable storage.

@@ -4,6 +4,7 @@ use super::node::DeviceIo;
 use super::plan::{Order, Start};
 use super::world::{A, B, Checker, World};
 use crate::engine::event::Command;
+use crate::meta::MdFlags;
 
 impl World {
     /// Writes fresh metadata everywhere and brings the nodes up as the plan begins.
@@ -80,11 +81,13 @@ impl World {
         let mut io = DeviceIo { device: vol.meta_device(), fuse: None };
         let Ok(open) = crate::meta::offline::open(&mut io, place) else { return };
         let mut superblock = open.superblock;
-        // A disk that is said to be good stays one that is not: the other way round would be a lie of the medium.
-        let consistent = crate::meta::MdFlags::CONSISTENT.bits() | crate::meta::MdFlags::WAS_UP_TO_DATE.bits();
-        let kept = superblock.flags.bits() & consistent & bits;
-        let al = superblock.flags.bits() & !0x3f;
-        superblock.flags = crate::meta::MdFlags::from_bits(al | kept | (bits & !consistent));
+        // A disk that is said to be good stays one that is not: the other way round would be a lie of the medium, and so
+        // would it be to forget that bits are not all in the bitmap (a schedule may begin before this).
+        let good = MdFlags::CONSISTENT.with(MdFlags::WAS_UP_TO_DATE).bits();
+        let unwritten = MdFlags::PRIMARY_IND.with(MdFlags::CRASHED_PRIMARY).with(MdFlags::FULL_SYNC).bits();
+        let old = superblock.flags.bits();
+        let kept = (old & good & bits) | (old & unwritten) | (old & !0x3f);
+        superblock.flags = MdFlags::from_bits(kept | (bits & !good));
         let bytes = superblock.encode();
         let offset = open.layout.superblock_byte();
         use crate::meta::MetaIo as _;

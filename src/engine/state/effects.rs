@@ -144,7 +144,8 @@ fn contact_effects(old: &VolumeState, new: &VolumeState, ctx: &StateContext, out
     }
     if new.pdsk < D::Inconsistent && new.has_local_disk() {
         // A new current identifier fills the bitmap slot: number 9 rules out number 10.
-        if old.peer != Role::Primary && new.peer == Role::Primary && lone_good_copy && !made {
+        let good = lone_good_copy || (ctx.generation_shared && new.disk >= D::UpToDate);
+        if old.peer != Role::Primary && new.peer == Role::Primary && good && !made {
             out.extend([Effect::NewCurrentUuid, Effect::SendUuids]);
         }
         if old.peer == Role::Primary && new.peer == Role::Secondary {

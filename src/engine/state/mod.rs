@@ -72,6 +72,8 @@ pub struct StateContext {
     pub attach_pdsk: DiskState,
     /// The bitmap slot of the own identifiers is 0.
     pub bitmap_uuid_unset: bool,
+    /// The peer's disk may hold the own generation or a later one, whatever the bitmap slot says.
+    pub generation_shared: bool,
     /// Every other volume of the connection is Connected or better (true without another volume).
     pub others_connected: bool,
     /// Every other volume's disk is UpToDate (true without another volume).
@@ -105,6 +107,7 @@ impl Default for StateContext {
             attach_disk: DiskState::Diskless,
             attach_pdsk: DiskState::DUnknown,
             bitmap_uuid_unset: true,
+            generation_shared: false,
             others_connected: true,
             others_up_to_date: true,
             others_highest_pdsk: DiskState::Diskless,

@@ -8,6 +8,7 @@ mod blocks;
 mod found;
 mod generations;
 mod generations_unseen;
+mod known_differences;
 mod known_reads;
 mod known_states;
 mod known_waits;
