@@ -274,6 +274,17 @@ impl Engine {
         if !view.handshake && both && os.conn == ConnState::WfReportParams {
             return self.peer_error("P_STATE", "came before P_UUIDS");
         }
+        let lost = os.role == Role::Primary && os.disk < DiskState::Inconsistent && os.conn < ConnState::Connected;
+        if lost
+            && ps.disk > DiskState::Negotiating
+            && let Some(vol) = self.volumes.get(&v)
+            && vol.peer.uuids.is_some_and(|uuids| !vol.exposed.same(uuids.ids.current))
+        {
+            // The own disk went after the identifiers had come.
+            let text = format!("Can only connect to data with current UUID={}", vol.exposed);
+            self.log(Level::Error, Some(v), text);
+            return self.drop_link(ConnState::Disconnecting);
+        }
         if view.handshake {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.consider_resync = false;

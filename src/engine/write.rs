@@ -22,7 +22,7 @@ use crate::wire::digest::Digest;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::resync::BlockDesc;
-use crate::wire::state::{ConnState, DiskState};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 impl Engine {
     /// Ranges became free: starts the writes that waited for them, in their order.
@@ -411,6 +411,10 @@ impl Engine {
                 return;
             }
             request.done = true;
+            // The peer lacks it and says no more: the next handshake has to find that out.
+            let lacks = request.denied && vol.state.pdsk == DiskState::UpToDate && self.conn.link.is_some();
+            let unmarked = vol.disk.as_ref().is_some_and(|disk| disk.sb.bitmap.0 == 0);
+            let renew = lacks && unmarked && own_counts && vol.state.role == Role::Primary;
             // A copy counts where a resync will not replace it.
             let ok = own_counts
                 || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
@@ -419,6 +423,9 @@ impl Engine {
             request.data = None;
             if epoch == Some(self.epochs.current()) {
                 self.epochs.close();
+            }
+            if renew {
+                self.new_current_uuid(v);
             }
             self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });
         }

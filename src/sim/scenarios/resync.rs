@@ -187,7 +187,7 @@ fn s40_a_read_error_of_the_source_leaves_the_block_out_of_sync() {
 /// The same, and nobody helps with a reconnect: the source, too, notices that the resync is over.
 #[test]
 fn s40_a_resync_with_failed_blocks_ends_on_both_nodes() {
-    regression(1, &[Fault::ClearedWhenAsked, Fault::TargetDoneEarly], |_, scenario| {
+    regression(1, &[Fault::ClearedWhenAsked], |_, scenario| {
         let mut s = resyncing(scenario.on_io_error(OnIoError::PassOn).rate(4), 256);
         s.a().fail(DiskFault::Read, 1);
         s.b().becomes("Connected Secondary/Primary Inconsistent/UpToDate");

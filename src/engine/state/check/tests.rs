@@ -308,5 +308,5 @@ fn no_order_makes_inconsistent_data_good_by_the_way() {
     let forced = StateChange::NONE.role(Role::Primary).disk(D::UpToDate);
     assert_eq!(plan_cluster_wide(&blank, &forced, &ctx).map(|p| p.new.disk), Ok(D::UpToDate));
     let settled = StateChange::NONE.disk(D::Outdated);
-    assert_eq!(plan(&attaching, &settled, ChangeMode::Hard, &ctx).map(|p| p.new.disk), Ok(D::UpToDate));
+    assert_eq!(plan(&attaching, &settled, ChangeMode::Hard, &ctx), Err(R::LowerThanOutdated), "it was not judged yet");
 }
