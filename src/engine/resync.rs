@@ -172,6 +172,11 @@ impl Engine {
 
     /// A full sync by request: all bits, durably.
     pub(crate) fn start_full_sync(&mut self, v: VolumeNr) {
+        if self.state(v).conn == ConnState::StartingSyncT {
+            // These data are given up from here on. The identifiers are equal: should the resync not come to its beginning,
+            // only this tells both nodes at the next handshake that there has to be one.
+            self.force(v, &StateChange::NONE.disk(DiskState::Inconsistent));
+        }
         if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
             disk.sb.flags = disk.sb.flags.with(MdFlags::FULL_SYNC);
             disk.sb_dirty = true;

@@ -151,3 +151,29 @@ fn old_data_do_not_replace_newer_ones_because_those_are_inconsistent() {
         }
     });
 }
+
+/// A full sync is ordered, by and for either node, and breaks off before its identifier is there: the given up data are not
+/// called good because the identifiers are equal.
+#[test]
+fn an_ordered_full_sync_that_did_not_begin_is_not_forgotten() {
+    regression(96, &[], |k, scenario| {
+        let mut s = primary(scenario);
+        s.a().write(0, 64);
+        match k % 4 {
+            0 => s.b().start_order(Order::Invalidate),
+            1 => s.a().start_order(Order::InvalidateRemote),
+            2 => s.a().start_order(Order::Invalidate),
+            _ => s.b().start_order(Order::InvalidateRemote),
+        }
+        s.events(k / 4);
+        if k % 8 < 4 {
+            s.reset();
+        } else {
+            s.on(if k % 4 < 2 { A } else { B }).crash();
+            s.on(if k % 4 < 2 { A } else { B }).restart();
+        }
+        s.settle();
+        s.same_data();
+        assert_eq!((s.bits(A, 0), s.bits(B, 0)), (0, 0));
+    });
+}
