@@ -76,7 +76,7 @@ impl Reasons {
     fn of(disk: &LocalDisk) -> Self {
         let mut flags = MdFlags::NONE;
         for flag in [MdFlags::PRIMARY_IND, MdFlags::FULL_SYNC, MdFlags::AL_DISABLED] {
-            if disk.sb_written_flags.contains(flag) && !disk.sb.flags.contains(flag) {
+            if disk.may_say(flag) && !disk.sb.flags.contains(flag) {
                 flags = flags.with(flag);
             }
         }
@@ -102,8 +102,6 @@ pub(crate) struct MdQueue {
     active: Option<Job>,
     outstanding: u32,
     failed: bool,
-    /// The running stage writes bitmap pages.
-    pages: bool,
 }
 
 impl MdQueue {
@@ -242,13 +240,12 @@ impl Engine {
         );
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let flushes = vol.opts.md_flushes;
-        vol.md.pages = matches!(stage, Stage::Writes(_));
         let Some(disk) = vol.disk.as_mut() else { return };
         // What an older write of the superblock promised about the data must still hold when a newer one is read after a
         // crash.
-        let (old, new) = (disk.sb_written_flags, disk.sb.flags);
-        let gains = |f| new.contains(f) && !old.contains(f);
-        let loses = |f| old.contains(f) && !new.contains(f);
+        let new = disk.sb.flags;
+        let gains = |f| new.contains(f) && !disk.surely_says(f);
+        let loses = |f| disk.may_say(f) && !new.contains(f);
         let becomes_good = gains(MdFlags::CONSISTENT) || gains(MdFlags::WAS_UP_TO_DATE);
         match stage {
             Stage::FlushData if no_flush_at_end && becomes_good => {}
@@ -345,10 +342,9 @@ impl Engine {
             Err(failure) => {
                 let Some(vol) = self.volumes.get_mut(&v) else { return };
                 vol.md.failed = true;
-                // The page may not be there: no later superblock may rely on it, that of the detach neither.
-                if vol.md.pages
-                    && let Some(disk) = vol.disk.as_mut()
-                {
+                // A page of this job may not be there, failed or never begun: no later superblock may rely on it, that of
+                // the detach neither.
+                if let Some(disk) = vol.disk.as_mut() {
                     disk.bitmap.mark_all_changed();
                 }
                 if mark.is_some() && !failure.unsupported {

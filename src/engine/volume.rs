@@ -53,6 +53,16 @@ pub(crate) struct LocalDisk {
 }
 
 impl LocalDisk {
+    /// Whether the superblock on the medium may have this flag: a write of it that failed may have happened or not.
+    pub(crate) const fn may_say(&self, flag: crate::meta::MdFlags) -> bool {
+        self.sb_written_flags.contains(flag) || self.sb_durable_flags.contains(flag)
+    }
+
+    /// Whether the superblock on the medium has this flag, whatever became of a write that failed.
+    pub(crate) const fn surely_says(&self, flag: crate::meta::MdFlags) -> bool {
+        self.sb_written_flags.contains(flag) && self.sb_durable_flags.contains(flag)
+    }
+
     /// Whether something was written that no finished flush of the data device covers.
     pub(crate) const fn has_unflushed(&self) -> bool {
         self.unflushed || self.flushing > 0
