@@ -157,6 +157,10 @@ impl Engine {
         let ids = disk.ids().admin_new_current(random.0, state.role == Role::Primary);
         disk.set_ids(ids);
         vol.exposed = ids.current;
+        vol.target_maybe_done = false;
+        vol.target_missed_write = false;
+        vol.target_unknown = false;
+        vol.missed_end = false;
         if clear_bitmap {
             disk.bitmap.clear_all();
             if disk.al.suspended() {

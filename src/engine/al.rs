@@ -177,6 +177,15 @@ impl ActivityLog {
         Begin::Pending
     }
 
+    /// More references of extents that are held already.
+    pub fn share(&mut self, span: ExtentSpan) {
+        for extent in span.iter() {
+            if let Some(found) = self.cache.find(extent.0) {
+                self.cache.acquire(found.slot);
+            }
+        }
+    }
+
     /// The request of `span` is completely done (both nodes, bitmap updated): drops its references. When this was the
     /// last reference of an extent (returns true), requests and resync that wait for it should be retried.
     ///

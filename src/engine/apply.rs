@@ -374,7 +374,7 @@ impl Engine {
             MdDone::Gate => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.gate = vol.gate.saturating_sub(1);
-                    if !ok && vol.state.pdsk != DiskState::UpToDate {
+                    if !ok && (vol.gate_peer_lacks || vol.state.pdsk != DiskState::UpToDate) {
                         // The peer's old copy passes for the newest: nothing was written, as far as anybody can tell.
                         for (_, result) in &mut vol.held {
                             if matches!(result, Ok(data) if data.is_empty()) {
@@ -383,6 +383,7 @@ impl Engine {
                         }
                     }
                     if vol.gate == 0 {
+                        vol.gate_peer_lacks = false;
                         for (id, result) in std::mem::take(&mut vol.held) {
                             self.out.push(Action::Complete { id, result });
                         }

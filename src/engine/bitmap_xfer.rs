@@ -123,7 +123,9 @@ impl Engine {
         self.release_data();
         match self.state(v).conn {
             ConnState::WfBitMapT => self.wait_sync_uuid(v),
-            ConnState::WfBitMapS if self.volumes.get(&v).is_some_and(|vol| vol.bitmap_answered) => self.start_source(v),
+            ConnState::WfBitMapS if self.volumes.get(&v).is_some_and(|vol| vol.bitmap_answered && !vol.send_bitmap) => {
+                self.start_source(v);
+            }
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use crate::engine::fault::Fault;
 use crate::engine::request::PART_BYTES_MAX;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
-use crate::wire::state::Role;
+use crate::wire::state::{DiskState, Role};
 
 impl Engine {
     /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
@@ -41,6 +41,7 @@ impl Engine {
     pub(crate) fn mark_missed(&mut self, v: VolumeNr, range: SectorRange) {
         if let Some(vol) = self.volumes.get_mut(&v)
             && vol.state.role == Role::Primary
+            && vol.state.disk == DiskState::UpToDate
             && vol.target_may_be_done()
         {
             vol.target_missed_write = true;

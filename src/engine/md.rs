@@ -285,11 +285,11 @@ impl Engine {
             Stage::Durable(offset, data) => {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
-            // A job that was queued earlier must not say what relies on pages that a later one is to write.
             Stage::Said(flags) => {
                 disk.sb_durable_flags = flags;
                 self.wake_peer_requests(v);
             }
+            // A job that was queued earlier must not say what relies on pages that a later one is to write.
             Stage::Superblock(done) if disk.bitmap.changed_pages() > 0 && !done.covers(Reasons::of(disk)) => {
                 let reasons = Reasons::of(disk);
                 let flags = done.flags.with(reasons.flags);

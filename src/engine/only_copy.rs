@@ -17,9 +17,8 @@ impl Engine {
         let Some(request) = self.peer_requests.get(key) else { return false };
         let Some(vol) = self.volumes.get(&request.volume) else { return false };
         let only_copy = matches!(request.kind, PeerKind::Write { .. }) && vol.state.pdsk < DiskState::Inconsistent;
-        let due = |disk: &LocalDisk| {
-            disk.sb.flags.contains(MdFlags::PRIMARY_IND) && !disk.sb_durable_flags.contains(MdFlags::PRIMARY_IND)
-        };
+        let due =
+            |disk: &LocalDisk| disk.sb.flags.contains(MdFlags::PRIMARY_IND) && !disk.surely_says(MdFlags::PRIMARY_IND);
         only_copy && vol.disk_usable() && vol.disk.as_ref().is_some_and(due)
     }
 

@@ -84,6 +84,12 @@ impl Engine {
                 Err(DiskFailure { text: String::from("short read"), unsupported: false })
             }
         });
+        let resync = matches!(kind, PeerKind::ResyncRead { .. } | PeerKind::ChecksumRead { .. });
+        let result = if resync && self.state(v).disk <= DiskState::Failed {
+            Err(DiskFailure { text: String::from("the disk is gone"), unsupported: true })
+        } else {
+            result
+        };
         let mut disk_failed = false;
         let reply = |payload: Bytes, block_id: BlockId| DataReply {
             sector,

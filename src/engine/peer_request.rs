@@ -67,7 +67,8 @@ pub(crate) struct PeerRequest {
     pub(crate) submitted: bool,
     /// Its link is gone: no answer.
     pub(crate) orphan: bool,
-    /// A question of a resync that is over: its answer would be taken for one of the next resync.
+    /// A question of a resync that is over: its answer would be taken for one of the next resync. It still counts as one
+    /// of this link's, unlike an orphan.
     pub(crate) dropped: bool,
     pub(crate) al: Option<ExtentSpan>,
     /// Waits for the activity log.

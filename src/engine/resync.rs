@@ -298,9 +298,9 @@ impl Engine {
             if let Some(uuids) = vol.peer.uuids.as_mut() {
                 uuids.ids = ids;
             }
-            vol.target_maybe_done = false;
-            vol.target_missed_write = false;
         }
+        vol.target_maybe_done = false;
+        vol.target_missed_write = false;
         vol.resync = None;
         self.log(Level::Info, Some(v), text);
         if failed > 0 {
@@ -392,7 +392,8 @@ impl Engine {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);
         }
         self.out.push(Action::CancelTimer(Timer::Resync(v)));
-        if resync.source {
+        // Only a target that has given up does not wait for the rest; what the own disk no longer gives is refused.
+        if resync.source && vol.state.disk > DiskState::Failed {
             self.drop_resync_reads(v);
         }
         self.renew_if_missed(v);

@@ -63,6 +63,9 @@ impl Engine {
         disk.set_ids(ids);
         let bits = disk.bitmap.count();
         vol.exposed = ids.current;
+        vol.missed_end = false;
+        vol.target_maybe_done = false;
+        vol.target_missed_write = false;
         self.log(Level::Info, Some(v), format!("updated sync uuid {ids}"));
         let change = StateChange::NONE.conn(ConnState::SyncTarget).disk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {

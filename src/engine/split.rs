@@ -5,7 +5,7 @@
 //! activity-log extents that it needs before the part lets go of them.
 
 use crate::engine::Engine;
-use crate::engine::al::{Begin, ExtentSpan, RequestKey};
+use crate::engine::al::ExtentSpan;
 use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors};
 
@@ -48,9 +48,10 @@ impl Engine {
         if let (Some(held), Some(disk)) = (held, self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut())) {
             for piece in [key, rest] {
                 let Some(request) = self.requests.get_mut(piece) else { continue };
-                // The extents are in the log: the whole part holds them.
-                request.al = ExtentSpan::of(request.range)
-                    .filter(|span| disk.al.begin(RequestKey(piece), *span, |_| false) == Begin::Hot);
+                request.al = ExtentSpan::of(request.range);
+                if let Some(span) = request.al {
+                    disk.al.share(span);
+                }
             }
             freed = disk.al.end(held);
         }

@@ -164,8 +164,8 @@ pub(crate) struct Volume {
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
     /// Questions of a resync that was given up may yet be refused, on the meta socket: nothing is asked before.
     pub refusals_due: bool,
-    /// A resync from here broke off when everything had been sent: the target may hold this generation, and the bitmap
-    /// identifier says the contrary. The first write without the peer begins a new one.
+    /// A resync from here broke off when the target may have held this generation (see [`Volume::target_may_be_done`]), and
+    /// the bitmap identifier says the contrary. The first write without the peer begins a new one.
     pub target_maybe_done: bool,
     /// The target, which may already hold this generation, missed a write while the resync ran.
     pub target_missed_write: bool,
@@ -193,6 +193,8 @@ pub(crate) struct Volume {
     pub md: MdQueue,
     /// While above 0, write completions are held: a new generation must be durable first.
     pub gate: u32,
+    /// The new generation is for a write that the peer, though it is good, does not have.
+    pub gate_peer_lacks: bool,
     pub held: Vec<(crate::engine::event::RequestId, crate::engine::action::ClientResult)>,
     pub bitmap_rx: Option<crate::engine::bitmap_xfer::Incoming>,
     /// The bitmap is to be sent, as soon as this epoch is retired.
@@ -273,6 +275,7 @@ impl Volume {
             degraded_wait: false,
             md: MdQueue::default(),
             gate: 0,
+            gate_peer_lacks: false,
             held: Vec::new(),
             bitmap_rx: None,
             send_bitmap: false,

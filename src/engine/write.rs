@@ -147,10 +147,10 @@ impl Engine {
 
     /// Sends a write where it has to go, in pieces that the link takes.
     pub(crate) fn submit_write(&mut self, key: u64) {
-        let rest = self.cut_for_link(key);
-        self.submit_part(key);
-        if let Some(rest) = rest {
-            self.submit_write(rest);
+        let mut next = Some(key);
+        while let Some(part) = next {
+            next = self.cut_for_link(part);
+            self.submit_part(part);
         }
     }
 
@@ -414,7 +414,10 @@ impl Engine {
             // The peer lacks it and says no more: the next handshake has to find that out.
             let lacks = request.denied && vol.state.pdsk == DiskState::UpToDate && self.conn.link.is_some();
             let unmarked = vol.disk.as_ref().is_some_and(|disk| disk.sb.bitmap.0 == 0);
-            let renew = lacks && unmarked && own_counts && vol.state.role == Role::Primary;
+            let data = matches!(request.kind, Kind::Write { .. });
+            let renew = data && lacks && unmarked && own_counts && vol.state.role == Role::Primary;
+            // A device that cannot write zeroes is no reason to part with the peer: the client has to write them.
+            let own_counts = own_counts && !(lacks && matches!(request.kind, Kind::Zeroes { .. }));
             // A copy counts where a resync will not replace it.
             let ok = own_counts
                 || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
@@ -425,6 +428,7 @@ impl Engine {
                 self.epochs.close();
             }
             if renew {
+                vol.gate_peer_lacks = true;
                 self.new_current_uuid(v);
             }
             self.finish_part(key, if ok { Ok(None) } else { Err(ClientError::Io) });

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Seeds of which every finding is known; the window is drawn from them.
-const FULL: u64 = 2_000;
+const FULL: u64 = 20_000;
 /// Seeds of continuous integration; each is played twice.
 const SHARE: u64 = 500;
 

@@ -79,8 +79,8 @@ fn plan_transition(old: &VolumeState, change: &StateChange, ctx: &StateContext) 
 fn is_made_good(old: &VolumeState, new: &VolumeState, change: &StateChange) -> bool {
     match old.disk {
         D::Inconsistent => new.disk > D::Inconsistent && change.disk != Some(D::UpToDate),
-        // Without a connection it becomes what was found at attach.
-        // Neither does an order to outdate it settle what it is.
+        // Only a handshake settles it, an order to outdate it does not. (Without a connection it becomes what was found at
+        // attach.)
         D::Negotiating => {
             let outdates = change.disk == Some(D::Outdated) && change.conn.is_none();
             new.disk == D::UpToDate && new.conn >= C::Connected && (change.disk.is_none() || outdates)

@@ -70,7 +70,7 @@ pub struct StateContext {
     pub attach_disk: DiskState,
     /// Peer disk state found at attach, while the disk is Negotiating.
     pub attach_pdsk: DiskState,
-    /// The bitmap slot of the own identifiers is 0.
+    /// The bitmap slot of the own identifiers is 0, or counts as 0 because the end of a resync was missed.
     pub bitmap_uuid_unset: bool,
     /// The peer's disk may hold the own generation or a later one, whatever the bitmap slot says.
     pub generation_shared: bool,

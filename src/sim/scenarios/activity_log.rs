@@ -267,26 +267,3 @@ fn the_only_copy_is_marked_before_it_is_written() {
         s.same_data();
     });
 }
-
-/// The flush before a superblock that takes the primary indicator back fails, and the next one is written when the disk is
-/// given up: the bitmap pages that the first was to write are written then.
-#[test]
-fn pages_behind_a_flush_that_failed_are_written_with_the_next_superblock() {
-    regression(6, &[], |k, scenario| {
-        let mut s = primary(scenario);
-        s.a().write(0, 64);
-        s.b().orders(Order::Detach { force: true });
-        s.a().write(0, 8);
-        s.wait(2000);
-        s.a().write(8 * (1 + u64::from(k % 2)), 8);
-        s.a().fail(DiskFault::Flush, 2 + k / 2);
-        s.a().start_order(Order::Secondary { close: true });
-        s.wait(2000);
-        s.a().crash();
-        s.a().restart();
-        s.b().crash();
-        s.b().restart();
-        s.recover();
-        s.same_data();
-    });
-}
