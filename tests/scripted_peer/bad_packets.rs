@@ -351,9 +351,12 @@ fn bad_bitmaps_and_resync_data() {
         let site = Site::new(Setup::default());
         let mut node = site.node(0, up_to_date);
         node.start_up();
-        let persona =
-            Persona { uuids: uuids(0x99aa_bbcc_ddee_ff00, GENERATION.0), role: Role::Primary, ..Persona::new() };
-        let (mut peer, _, state) = Peer::connect(&site, persona.clone());
+        let persona = |bitmap: u64| Persona {
+            uuids: uuids(0x99aa_bbcc_ddee_ff00, bitmap),
+            role: Role::Primary,
+            ..Persona::new()
+        };
+        let (mut peer, _, state) = Peer::connect(&site, persona(GENERATION.0));
         assert_eq!(state.conn(), Some(ConnState::WfBitMapT));
         peer.send_state(ConnState::WfBitMapS, DiskState::UpToDate);
         peer.model.deaf = true;
@@ -365,7 +368,9 @@ fn bad_bitmaps_and_resync_data() {
         act(&mut peer);
         peer.expect_close();
         drop(peer);
-        resync_after(&site, &node, persona, begun);
+        // A source announces a resync when its own bitmap slot has the identifier.
+        let step = if begun { GenId::SYNC_STEP } else { 0 };
+        resync_after(&site, &node, persona(GENERATION.0 + step), begun);
         node.assert_sound();
     });
 }
