@@ -344,7 +344,12 @@ impl World {
         let unflushed = link.powers[to] == powers[to];
         self.unchecked_all[volume] = true;
         let since = self.resync_since[volume].max(link.since);
-        self.model.peer_is_good(volume, from, to, since, unflushed);
+        // A target may be done when its source has lost the link already, and has written alone since.
+        let it = &self.nodes[from];
+        let parted = it.volumes[volume].seen.conn < ConnState::Connected;
+        let bits = it.engine.as_ref().filter(|_| parted).and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
+        self.model
+            .peer_is_good(volume, (from, to), since, unflushed, |blocks| bits.is_some_and(|bits| bits.any(blocks)));
     }
 
     /// A node's data begin to be replaced by the peer's.

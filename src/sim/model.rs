@@ -305,13 +305,21 @@ impl Model {
         }
     }
 
-    /// `from` has come to call `to` good: the resync (or the comparison) gave it everything that `from` keeps. Under A and
-    /// B only what ended before `since` (the beginning of the resync) went that way. `unflushed` says whether also
-    /// promises that a power cut of `to` takes are passed on.
-    pub fn peer_is_good(&mut self, volume: usize, from: usize, to: usize, since: Tick, unflushed: bool) {
+    /// `to` has come to be called good: the resync (or the comparison) gave it everything that `from` keeps. Under A and B only
+    /// what ended before `since` (the beginning of the resync) went that way, and nothing that is `marked`. `unflushed` says
+    /// whether also promises that a power cut of `to` takes are passed on.
+    pub fn peer_is_good(
+        &mut self,
+        volume: usize,
+        (from, to): (usize, usize),
+        since: Tick,
+        unflushed: bool,
+        marked: impl Fn(std::ops::Range<u64>) -> bool,
+    ) {
         for id in &self.volumes[volume].writes {
             let write = &mut self.writes[Self::at(*id)];
-            if write.acked && (write.protocol_c || write.ended < since) {
+            let blocks = write.start / 8..(write.start + write.count).div_ceil(8);
+            if write.acked && (write.protocol_c || write.ended < since) && !marked(blocks) {
                 write.kept[to][0] |= write.kept[from][0] && unflushed;
                 if write.kept[from][1] {
                     write.kept[to] = [true; 2];
