@@ -177,15 +177,17 @@ impl Engine {
         }
     }
 
-    /// Whether a question is open that a refusal answers. The meta socket may bring refusals of a resync that was given up
-    /// when the next one runs; they say nothing that matters any more.
-    fn asked_for(&self, v: VolumeNr, sector: Sector, blksize: u32) -> bool {
-        let resync = self.volumes.get(&v).and_then(|vol| vol.resync.as_ref());
-        let asked = resync.and_then(|resync| resync.in_flight.get(&sector.0));
-        asked.is_some_and(|asked| !asked.answered && asked.range.bytes() == u64::from(blksize))
+    /// Marks the open question of a running resync to this node that an answer belongs to as answered.
+    fn take_question(&mut self, v: VolumeNr, sector: Sector, bytes: u64) -> Option<SectorRange> {
+        let vol = self.volumes.get_mut(&v)?;
+        let resync = vol.resync.as_mut().filter(|r| !r.source)?;
+        let asked = resync.in_flight.get_mut(&sector.0).filter(|f| !f.answered && f.range.bytes() == bytes)?;
+        asked.answered = true;
+        vol.counters.pending = vol.counters.pending.saturating_sub(1);
+        Some(asked.range)
     }
 
-    /// Finds the request that an answer belongs to; complains if there is none while a resync runs.
+    /// Finds the request that data belong to; complains if there is none while a resync runs.
     pub(crate) fn take_answer(
         &mut self,
         v: VolumeNr,
@@ -193,17 +195,12 @@ impl Engine {
         bytes: u64,
         name: &'static str,
     ) -> Option<SectorRange> {
-        let vol = self.volumes.get_mut(&v)?;
-        let resync = vol.resync.as_mut().filter(|r| !r.source)?;
-        let known = resync.in_flight.get_mut(&sector.0).filter(|f| !f.answered && f.range.bytes() == bytes);
-        let Some(known) = known else {
+        let runs = self.volumes.get(&v)?.resync.as_ref().is_some_and(|resync| !resync.source);
+        let range = self.take_question(v, sector, bytes);
+        if runs && range.is_none() {
             self.peer_error(name, format!("{bytes} bytes at sector {sector} were not asked for"));
-            return None;
-        };
-        known.answered = true;
-        let range = known.range;
-        vol.counters.pending = vol.counters.pending.saturating_sub(1);
-        Some(range)
+        }
+        range
     }
 
     /// The request is done with, one way or the other.
@@ -236,21 +233,18 @@ impl Engine {
         }
     }
 
-    /// The source could not read the range.
+    /// The source could not read the range. The meta socket may bring refusals of a resync that was given up when the next
+    /// one runs; they say nothing that matters any more.
     pub(crate) fn on_rs_negative(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if self.asked_for(v, sector, blksize)
-            && let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_NEG_RS_DREPLY")
-        {
+        if let Some(range) = self.take_question(v, sector, u64::from(blksize)) {
             self.resync_failed(v, range);
             self.drop_request(v, range);
         }
     }
 
-    /// The source dropped the request.
+    /// The source dropped the request, or one of a resync that was given up.
     pub(crate) fn on_rs_cancel(&mut self, v: VolumeNr, sector: Sector, blksize: u32) {
-        if self.asked_for(v, sector, blksize)
-            && let Some(range) = self.take_answer(v, sector, u64::from(blksize), "P_RS_CANCEL")
-        {
+        if let Some(range) = self.take_question(v, sector, u64::from(blksize)) {
             if let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut()) {
                 resync.note_set(range.start.bm_bit().0);
             }

@@ -413,9 +413,11 @@ impl Engine {
             request.done = true;
             // The peer lacks it and says no more: the next handshake has to find that out.
             let lacks = request.denied && vol.state.pdsk == DiskState::UpToDate && self.conn.link.is_some();
-            let unmarked = vol.disk.as_ref().is_some_and(|disk| disk.sb.bitmap.0 == 0);
-            let data = matches!(request.kind, Kind::Write { .. });
-            let renew = data && lacks && unmarked && own_counts && vol.state.role == Role::Primary;
+            let renew = lacks
+                && own_counts
+                && matches!(request.kind, Kind::Write { .. })
+                && vol.state.role == Role::Primary
+                && vol.disk.as_ref().is_some_and(|disk| disk.sb.bitmap.0 == 0);
             // A device that cannot write zeroes is no reason to part with the peer: the client has to write them.
             let own_counts = own_counts && !(lacks && matches!(request.kind, Kind::Zeroes { .. }));
             // A copy counts where a resync will not replace it.

@@ -1,7 +1,7 @@
 //! Writes that one node alone has, in a generation that the other one may hold as well: defects that drawn runs have found, as stories.
 
 use super::super::plan::{ClientOp, DiskFault, Order};
-use super::super::scenario::regression;
+use super::super::scenario::{Story, regression};
 use super::super::world::A;
 use super::{primary, resyncing};
 use crate::engine::options::OnIoError;
@@ -29,6 +29,16 @@ fn what_waited_for_the_indicator_does_not_outlive_the_link() {
     });
 }
 
+/// B is promoted while A is down and the network parted, and writes; then A comes back.
+fn b_goes_on_alone(s: &mut Story) {
+    s.b().promote();
+    s.b().write_fua(8192, 8);
+    s.b().demote();
+    s.a().restart();
+    s.heal();
+    s.wait(3000);
+}
+
 /// A node asks to be overwritten, the source begins, and nothing of that arrives. The node is good and in the same generation as before:
 /// what the source writes alone does not belong to it.
 #[test]
@@ -45,12 +55,7 @@ fn a_target_that_did_not_begin_holds_the_sources_generation() {
         s.b().becomes("WFConnection");
         let late = s.a().write_fua(4096, 8);
         s.a().crash();
-        s.b().promote();
-        s.b().write_fua(8192, 8);
-        s.b().demote();
-        s.a().restart();
-        s.heal();
-        s.wait(3000);
+        b_goes_on_alone(&mut s);
         assert!(s.split_brains() > 0, "A {}, B {}", s.a().state(), s.b().state());
         s.holds(A, late);
     });
@@ -79,12 +84,7 @@ fn a_write_that_the_peer_could_not_do_waits_for_its_generation() {
         s.wait(100);
         s.b().start_order(Order::Attach);
         s.wait(500);
-        s.b().promote();
-        s.b().write_fua(8192, 8);
-        s.b().demote();
-        s.a().restart();
-        s.heal();
-        s.wait(3000);
+        b_goes_on_alone(&mut s);
     });
 }
 
