@@ -91,10 +91,12 @@ impl World {
             }
             DiskOp::MetaFlush => (true, Io::Flush),
         };
+        let external = on_meta && vol.meta.is_some();
         let device = if on_meta { vol.meta_device() } else { &mut vol.data };
         let ticket = device.submit(io);
         vol.ops.insert(op, (ticket, on_meta));
-        let typical = self.nodes[node].params.disk_ns;
+        let params = &self.nodes[node].params;
+        let typical = params.meta_ns.filter(|_| external).unwrap_or(params.disk_ns);
         let stall = self.nodes[node].stalled_until.saturating_sub(self.now);
         let wait = stall + self.dice.disk.around(typical);
         let life = self.nodes[node].life;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::plan::{Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
+use super::plan::{ClientOp, Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
 use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
 use crate::wire::digest::AlgName;
@@ -22,7 +22,9 @@ const SECOND: u64 = 1_000_000_000;
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let params = params(seed, &mut rng);
-    let steps = Draft { rng: Rng::stream(seed, 2), steps: Vec::new(), storms: Vec::new() }.draw(&params);
+    let mut rng = Rng::stream(seed, 2);
+    let favourite = any_moment(&mut rng);
+    let steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
     Plan { params, steps }
 }
 
@@ -100,6 +102,7 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
         relaxed: rng.coin(),
         discard,
         disk_ns: rng.pick(&[20_000, 200_000, 2_000_000]),
+        meta_ns: rng.pick(&[None, Some(20_000), Some(2_000_000), Some(10_000_000)]),
         eager_batches: rng.pick(&[100, 50, 0]),
     }
 }
@@ -119,6 +122,7 @@ struct Swarm {
     double_crashes: u64,
     late_crash: u64,
     ambushes: u64,
+    pulls: u64,
 }
 
 fn swarm(rng: &mut Rng) -> Swarm {
@@ -137,12 +141,31 @@ fn swarm(rng: &mut Rng) -> Swarm {
         double_crashes: often(&[0, 10, 30]),
         late_crash: often(&[0, 50, 100]),
         ambushes: often(&[0, 6, 12, 20]),
+        pulls: often(&[0, 0, 4, 10]),
     }
+}
+
+/// What an ambush waits for.
+fn any_moment(rng: &mut Rng) -> Moment {
+    rng.pick(&[
+        Moment::ResyncBegins,
+        Moment::ResyncBegins,
+        Moment::ResyncEnds,
+        Moment::Connects,
+        Moment::Disconnects,
+        Moment::DiskGone,
+        Moment::Promoted,
+        Moment::Demoted,
+        Moment::Flushed,
+        Moment::Flushed,
+    ])
 }
 
 struct Draft {
     rng: Rng,
     steps: Vec<Step>,
+    /// What most ambushes of the run wait for.
+    favourite: Moment,
     /// Moments around which most faults and requests of the run come together.
     storms: Vec<u64>,
 }
@@ -239,30 +262,35 @@ impl Draft {
                 self.add(again, Happening::Order { node, volume, order: Order::Attach });
             }
         }
+        for at in self.moments(swarm.pulls, end) {
+            self.pull(params, at);
+        }
         for at in self.moments(swarm.switch_overs, end) {
             self.add(at, Happening::SwitchOver);
         }
     }
 
+    /// A disk is taken out under load: detached, the clients want everything on disk, and the node's power goes.
+    fn pull(&mut self, params: &Params, at: u64) {
+        let (node, volume) = self.where_to(params);
+        let order = Order::Detach { force: false };
+        self.add(at, Happening::Order { node, volume, order });
+        let flushed = at + self.rng.around(10 * MS);
+        self.add(flushed, Happening::Client { op: ClientOp::Flush, volume, start: 0, count: 0, node: 1 - node });
+        let off = flushed + self.rng.around(100 * MS);
+        self.add(off, Happening::Crash { node, power: true, after: 0 });
+        let again = off + self.rng.around(SECOND);
+        self.add(again, Happening::Restart { node, fuse: None, connect_first: false });
+    }
+
     /// A node dies just when something happened: on the way into it, or soon after.
     fn ambush(&mut self, swarm: &Swarm, at: u64) {
-        let moment = self.rng.pick(&[
-            Moment::ResyncBegins,
-            Moment::ResyncBegins,
-            Moment::ResyncEnds,
-            Moment::Connects,
-            Moment::Disconnects,
-            Moment::DiskGone,
-            Moment::Promoted,
-            Moment::Demoted,
-            Moment::Flushed,
-            Moment::Flushed,
-            Moment::Flushed,
-        ]);
+        // Most wait for the same: what a run waits for often is hit at every step of it.
+        let moment = if self.rng.percent(70) { self.favourite } else { any_moment(&mut self.rng) };
         let victims = self.rng.pick(&[Victims::Own, Victims::Other, Victims::Both, Victims::Both]);
         let after = self.rng.pick(&[0, 4, 20, 100]);
         let after = u32::try_from(self.rng.within(0, after)).unwrap_or(0);
-        let mut back = || u32::try_from(self.rng.within(300, 4000)).unwrap_or(300);
+        let mut back = || u32::try_from(self.rng.within(300, 6000)).unwrap_or(300);
         let back = [back(), back()];
         let power = self.rng.percent(swarm.power.max(50));
         let node = usize::from(self.rng.coin());

@@ -68,6 +68,7 @@ impl Scenario {
             relaxed: false,
             discard: (true, true),
             disk_ns: 100_000,
+            meta_ns: None,
             eager_batches: 50,
         };
         let params = Params {

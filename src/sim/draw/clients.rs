@@ -10,6 +10,8 @@ const EXTENT: u64 = 8192;
 struct Habits {
     reads: u64,
     flushes: u64,
+    /// Percent of bursts that a flush follows.
+    syncs: u64,
     discards: u64,
     zeroes: u64,
     fua: u64,
@@ -31,6 +33,7 @@ impl Draft {
             reads: rng.within(10, 40),
             // Where extents are forgotten, what was written there is still in a cache.
             flushes: if large { rng.pick(&[0, 0, 1, 5]) } else { rng.pick(&[0, 1, 5, 15]) },
+            syncs: if large { 0 } else { rng.pick(&[0, 30, 100]) },
             discards: rng.pick(&[0, 0, 4]),
             zeroes: rng.pick(&[0, 0, 4]),
             fua: rng.pick(&[0, 0, 10]),
@@ -53,6 +56,13 @@ impl Draft {
                 let at = begin + self.rng.below(spread);
                 let what = self.request(params, &habits);
                 self.add(at, what);
+            }
+            if self.rng.percent(habits.syncs) {
+                made += 1;
+                let (volume, _) = self.rng.pick(&habits.places);
+                let at = begin + spread + self.rng.around(MS);
+                let node = usize::from(self.rng.coin());
+                self.add(at, Happening::Client { op: ClientOp::Flush, volume, start: 0, count: 0, node });
             }
         }
     }
