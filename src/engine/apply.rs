@@ -277,7 +277,9 @@ impl Engine {
                 self.admit(v);
                 self.submit_held_back(v);
                 self.retry_blocked(v);
-                self.wake_peer_requests(v);
+                if !self.faulty(Fault::WriteWaitsForLostDisk) {
+                    self.wake_peer_requests(v);
+                }
             }
             if let Some(end) = self.conn.end.take() {
                 self.end_link(end);
@@ -372,6 +374,7 @@ impl Engine {
         match *done {
             MdDone::Al(tr_number) => self.on_al_written(v, tr_number, ok),
             MdDone::Gate => {
+                let ok = ok || self.faulty(Fault::UnwrittenGenerationCounts);
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.gate = vol.gate.saturating_sub(1);
                     if !ok && (vol.gate_peer_lacks || vol.state.pdsk != DiskState::UpToDate) {

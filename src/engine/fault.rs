@@ -12,173 +12,204 @@ use crate::wire::data::DpFlags;
 
 /// Declares the faults once: variant, name on the command line, what goes wrong.
 macro_rules! faults {
-    ($($variant:ident, $name:literal, $text:literal;)*) => {
+    (drawn { $($variant:ident, $name:literal, $text:literal;)* }
+     mended { $($mended:ident, $mended_name:literal, $mended_text:literal;)* }) => {
         /// One seeded bug.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Fault {
             $(#[doc = $text] $variant,)*
+            $(#[doc = $mended_text] $mended,)*
         }
 
         impl Fault {
-            /// Every fault there is.
+            /// Every fault that drawn runs are to find.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Defects that this engine had, each found by one run of many thousands: a story notices each of them.
+            pub const MENDED: &'static [Self] = &[$(Self::$mended,)*];
 
             /// Its name on the command line.
             #[must_use]
             pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
+                match self {
+                    $(Self::$variant => $name,)*
+                    $(Self::$mended => $mended_name,)*
+                }
             }
 
             /// What it does wrong, for people.
             #[must_use]
             pub const fn text(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
+                match self {
+                    $(Self::$variant => $text,)*
+                    $(Self::$mended => $mended_text,)*
+                }
             }
         }
     };
 }
 
 faults! {
-    // Writes and the activity log.
-    AckBeforePeer, "ack-before-peer",
-        "A write is completed when the local disk has it, before the peer's acknowledgement.";
-    AlTransactionSkipped, "al-transaction-skipped",
-        "Writes to cold extents go without an activity-log transaction.";
-    WriteBeforeAl, "write-before-al",
-        "Data is written while its activity-log transaction is still on its way to the disk.";
-    AlNotDurable, "al-not-durable",
-        "An activity-log transaction is written without FUA and without a flush behind it.";
-    AlDisabledUnmarked, "al-disabled-unmarked",
-        "The superblock does not say that the activity log is not kept: no full sync after a crash.";
-    AlSuspendedEarly, "al-suspended-early",
-        "The activity log is suspended at an attach without a peer although bits are clear.";
-    AlNotResumed, "al-not-resumed",
-        "The activity log stays suspended when the peer is back.";
-    AlReferencesSurvive, "al-references-survive",
-        "Requests keep their activity-log references when the disk and its log go (S25).";
-    AlWaitersNotWoken, "al-waiters-not-woken",
-        "Writes that wait for a slot of the activity log are not woken when one gets free.";
-    EvictionWithoutPages, "eviction-without-pages",
-        "Bitmap pages of an evicted extent are not written before its slot is reused (S4).";
-    OverlapsNotSerialised, "overlaps-not-serialised",
-        "A write does not wait for an earlier one of the same blocks (S26).";
-    FuaIgnored, "fua-ignored",
-        "A FUA write goes to the disk without FUA, on both nodes.";
-    MaxBuffersIgnored, "max-buffers-ignored",
-        "More writes than max-buffers are let in.";
-    LocalErrorUnmarked, "local-error-unmarked",
-        "A failed local write sets no bit.";
-    LocalErrorIsSuccess, "local-error-is-success",
-        "A failed local write is a success although no peer has it.";
-    MetaErrorIgnored, "meta-error-ignored",
-        "A failed metadata write counts as done (S4).";
-    CompletedTwice, "completed-twice",
-        "A completion that waits for a new generation is given at once and again afterwards.";
-    ReadInconsistent, "read-inconsistent",
-        "A target reads blocks locally that are not synced yet.";
-    // Replication.
-    BarrierNotSent, "barrier-not-sent",
-        "An epoch's barrier counts as sent, but is not.";
-    BarrierMiscounted, "barrier-miscounted",
-        "Discards are not counted among the writes of their epoch.";
-    BarrierAckBeforeFlush, "barrier-ack-before-flush",
-        "An epoch is acknowledged before the flush that covers it.";
-    EpochsNotReset, "epochs-not-reset",
-        "Epochs received on the last link are counted on the next one (S12).";
-    EpochTimerForgotten, "epoch-timer-forgotten",
-        "Under relaxed epochs nothing flushes when the peer is idle.";
-    WriteAckAtReceipt, "write-ack-at-receipt",
-        "A protocol C write is acknowledged to the peer when it arrives, not when it is on disk.";
-    LostRequestForgotten, "lost-request-forgotten",
-        "A write that waits for the peer when the link is lost is never completed.";
-    LostRequestUnmarked, "lost-request-unmarked",
-        "Writes in flight when the link is lost set no bits.";
-    AckedEpochUnmarked, "acked-epoch-unmarked",
-        "Writes that are acknowledged but in no acknowledged epoch set no bits when the link is lost.";
-    LostReadForgotten, "lost-read-forgotten",
-        "A read that waits for the peer when the link is lost is never answered.";
-    StaleLinkAccepted, "stale-link-accepted",
-        "Packets of an earlier link are taken for the present one's.";
-    OrphanAnswered, "orphan-answered",
-        "A link starts while writes of the last one are on their way, and what that brought is answered on it.";
-    HoldSurvivesLink, "hold-survives-link",
-        "What held packets back on the last link holds them back on the next one (S38).";
-    QuestionForgotten, "question-forgotten",
-        "A command that waits for the peer's answer is not told that the link is gone (S38).";
-    PeerErrorUnmarked, "peer-error-unmarked",
-        "Neither node sets a bit when the peer's disk write failed (S1).";
-    NoNegativeAck, "no-negative-ack",
-        "A failed write of protocol A or B is neither reported nor marked (S1).";
-    PeerOverlapsNotSerialised, "peer-overlaps-not-serialised",
-        "The peer's writes of the same blocks are on their way to the disk together (S26).";
-    DiscardNotMirrored, "discard-not-mirrored",
-        "The peer's discards are acknowledged and not carried out (S10).";
-    FlushBeforeLocal, "flush-before-local",
-        "A flush is completed before the local disk's flush.";
-    FlushIgnoresPeer, "flush-ignores-peer",
-        "A flush under protocol C does not wait for the barrier acknowledgements.";
-    // Volatile caches.
-    SuperblockNotDurable, "superblock-not-durable",
-        "The superblock is written without FUA and without a flush behind it.";
-    EvictionWithoutFlush, "eviction-without-flush",
-        "No data flush before a transaction that evicts an extent with unflushed writes.";
-    PrimaryIndWithoutFlush, "primary-ind-without-flush",
-        "No data flush before the primary indicator is cleared.";
-    ClearedPageWithoutFlush, "cleared-page-without-flush",
-        "No data flush before a bitmap page with cleared bits.";
-    GoodWithoutFlush, "good-without-flush",
-        "No data flush before the superblock that calls a synced disk UpToDate.";
-    DetachWithoutFlush, "detach-without-flush",
-        "A disk is given up with writes of acknowledged epochs in its cache.";
-    // Flags, generations and roles.
-    PrimaryIndEarly, "primary-ind-early",
-        "The primary indicator is cleared when both disks are good, though writes go on (S6).";
-    CrashedPrimaryEarly, "crashed-primary-early",
-        "The crash of a Primary is forgotten when the activity log is applied, before the peer knows (S6).";
-    CrashedPrimaryNotKept, "crashed-primary-not-kept",
-        "The crash of a Primary is not written down again: a second crash before the handshake hides it (S6).";
-    ConsistentEarly, "consistent-early",
-        "The superblock of a resync's target says from the start that its data is good.";
-    DegradedKeepsUuid, "degraded-keeps-uuid",
-        "A Primary that loses its peer makes no new generation (S9, S24).";
-    PromotionKeepsUuid, "promotion-keeps-uuid",
-        "A node that is promoted without its peer makes no new generation (S24).";
-    CrashRuleIgnored, "crash-rule-ignored",
-        "Rules 40 and 41 of the comparison do not look at the crashed-primary flags.";
-    SplitBrainIgnored, "split-brain-ignored",
-        "A split brain that no policy resolves is resolved by the tie breaker.";
-    PromotedInconsistent, "promoted-inconsistent",
-        "A node with inconsistent data is promoted without force (S9).";
-    DemotedBusy, "demoted-busy",
-        "A demotion does not wait for the requests in flight.";
-    // Bitmap and resync.
-    PartialBlockCleared, "partial-block-cleared",
-        "A synced part of a block clears the whole block's bit.";
-    ClearedWhenAsked, "cleared-when-asked",
-        "The target clears bits when it asks for the blocks, not when they are written.";
-    BitmapReplaced, "bitmap-replaced",
-        "The peer's bitmap replaces the own one instead of being merged.";
-    OutOfSyncNotSent, "out-of-sync-not-sent",
-        "A write during the bitmap exchange is not announced to the peer (S2, S14).";
-    ResyncReadOvertakes, "resync-read-overtakes",
-        "The source reads for a resync what an application write is changing (S26).";
-    WriteIgnoresResync, "write-ignores-resync",
-        "An application write does not wait for a resync of its range (S26).";
-    ResyncBeforeDurable, "resync-before-durable",
-        "The target writes before its superblock says Inconsistent and its bitmap is written.";
-    CursorNeverBack, "cursor-never-back",
-        "A bit set behind the resync's cursor is never asked for (S31).";
-    TargetDoneEarly, "target-done-early",
-        "The target calls itself UpToDate while the last blocks are on their way.";
-    SourceDoneEarly, "source-done-early",
-        "The source clears bits when it answers, and finishes without the target's word.";
+    drawn {
+        // Writes and the activity log.
+        AckBeforePeer, "ack-before-peer",
+            "A write is completed when the local disk has it, before the peer's acknowledgement.";
+        AlTransactionSkipped, "al-transaction-skipped",
+            "Writes to cold extents go without an activity-log transaction.";
+        WriteBeforeAl, "write-before-al",
+            "Data is written while its activity-log transaction is still on its way to the disk.";
+        AlNotDurable, "al-not-durable",
+            "An activity-log transaction is written without FUA and without a flush behind it.";
+        AlDisabledUnmarked, "al-disabled-unmarked",
+            "The superblock does not say that the activity log is not kept: no full sync after a crash.";
+        AlSuspendedEarly, "al-suspended-early",
+            "The activity log is suspended at an attach without a peer although bits are clear.";
+        AlNotResumed, "al-not-resumed",
+            "The activity log stays suspended when the peer is back.";
+        AlReferencesSurvive, "al-references-survive",
+            "Requests keep their activity-log references when the disk and its log go (S25).";
+        AlWaitersNotWoken, "al-waiters-not-woken",
+            "Writes that wait for a slot of the activity log are not woken when one gets free.";
+        EvictionWithoutPages, "eviction-without-pages",
+            "Bitmap pages of an evicted extent are not written before its slot is reused (S4).";
+        OverlapsNotSerialised, "overlaps-not-serialised",
+            "A write does not wait for an earlier one of the same blocks (S26).";
+        FuaIgnored, "fua-ignored",
+            "A FUA write goes to the disk without FUA, on both nodes.";
+        MaxBuffersIgnored, "max-buffers-ignored",
+            "More writes than max-buffers are let in.";
+        LocalErrorUnmarked, "local-error-unmarked",
+            "A failed local write sets no bit.";
+        LocalErrorIsSuccess, "local-error-is-success",
+            "A failed local write is a success although no peer has it.";
+        MetaErrorIgnored, "meta-error-ignored",
+            "A failed metadata write counts as done (S4).";
+        CompletedTwice, "completed-twice",
+            "A completion that waits for a new generation is given at once and again afterwards.";
+        ReadInconsistent, "read-inconsistent",
+            "A target reads blocks locally that are not synced yet.";
+        // Replication.
+        BarrierNotSent, "barrier-not-sent",
+            "An epoch's barrier counts as sent, but is not.";
+        BarrierMiscounted, "barrier-miscounted",
+            "Discards are not counted among the writes of their epoch.";
+        BarrierAckBeforeFlush, "barrier-ack-before-flush",
+            "An epoch is acknowledged before the flush that covers it.";
+        EpochsNotReset, "epochs-not-reset",
+            "Epochs received on the last link are counted on the next one (S12).";
+        EpochTimerForgotten, "epoch-timer-forgotten",
+            "Under relaxed epochs nothing flushes when the peer is idle.";
+        WriteAckAtReceipt, "write-ack-at-receipt",
+            "A protocol C write is acknowledged to the peer when it arrives, not when it is on disk.";
+        LostRequestForgotten, "lost-request-forgotten",
+            "A write that waits for the peer when the link is lost is never completed.";
+        LostRequestUnmarked, "lost-request-unmarked",
+            "Writes in flight when the link is lost set no bits.";
+        AckedEpochUnmarked, "acked-epoch-unmarked",
+            "Writes that are acknowledged but in no acknowledged epoch set no bits when the link is lost.";
+        LostReadForgotten, "lost-read-forgotten",
+            "A read that waits for the peer when the link is lost is never answered.";
+        StaleLinkAccepted, "stale-link-accepted",
+            "Packets of an earlier link are taken for the present one's.";
+        OrphanAnswered, "orphan-answered",
+            "A link starts while writes of the last one are on their way, and what that brought is answered on it.";
+        HoldSurvivesLink, "hold-survives-link",
+            "What held packets back on the last link holds them back on the next one (S38).";
+        QuestionForgotten, "question-forgotten",
+            "A command that waits for the peer's answer is not told that the link is gone (S38).";
+        PeerErrorUnmarked, "peer-error-unmarked",
+            "Neither node sets a bit when the peer's disk write failed (S1).";
+        NoNegativeAck, "no-negative-ack",
+            "A failed write of protocol A or B is neither reported nor marked (S1).";
+        PeerOverlapsNotSerialised, "peer-overlaps-not-serialised",
+            "The peer's writes of the same blocks are on their way to the disk together (S26).";
+        DiscardNotMirrored, "discard-not-mirrored",
+            "The peer's discards are acknowledged and not carried out (S10).";
+        FlushBeforeLocal, "flush-before-local",
+            "A flush is completed before the local disk's flush.";
+        FlushIgnoresPeer, "flush-ignores-peer",
+            "A flush under protocol C does not wait for the barrier acknowledgements.";
+        // Volatile caches.
+        SuperblockNotDurable, "superblock-not-durable",
+            "The superblock is written without FUA and without a flush behind it.";
+        EvictionWithoutFlush, "eviction-without-flush",
+            "No data flush before a transaction that evicts an extent with unflushed writes.";
+        PrimaryIndWithoutFlush, "primary-ind-without-flush",
+            "No data flush before the primary indicator is cleared.";
+        ClearedPageWithoutFlush, "cleared-page-without-flush",
+            "No data flush before a bitmap page with cleared bits.";
+        GoodWithoutFlush, "good-without-flush",
+            "No data flush before the superblock that calls a synced disk UpToDate.";
+        DetachWithoutFlush, "detach-without-flush",
+            "A disk is given up with writes of acknowledged epochs in its cache.";
+        // Flags, generations and roles.
+        PrimaryIndEarly, "primary-ind-early",
+            "The primary indicator is cleared when both disks are good, though writes go on (S6).";
+        CrashedPrimaryEarly, "crashed-primary-early",
+            "The crash of a Primary is forgotten when the activity log is applied, before the peer knows (S6).";
+        CrashedPrimaryNotKept, "crashed-primary-not-kept",
+            "The crash of a Primary is not written down again: a second crash before the handshake hides it (S6).";
+        ConsistentEarly, "consistent-early",
+            "The superblock of a resync's target says from the start that its data is good.";
+        DegradedKeepsUuid, "degraded-keeps-uuid",
+            "A Primary that loses its peer makes no new generation (S9, S24).";
+        PromotionKeepsUuid, "promotion-keeps-uuid",
+            "A node that is promoted without its peer makes no new generation (S24).";
+        CrashRuleIgnored, "crash-rule-ignored",
+            "Rules 40 and 41 of the comparison do not look at the crashed-primary flags.";
+        SplitBrainIgnored, "split-brain-ignored",
+            "A split brain that no policy resolves is resolved by the tie breaker.";
+        PromotedInconsistent, "promoted-inconsistent",
+            "A node with inconsistent data is promoted without force (S9).";
+        DemotedBusy, "demoted-busy",
+            "A demotion does not wait for the requests in flight.";
+        // Bitmap and resync.
+        PartialBlockCleared, "partial-block-cleared",
+            "A synced part of a block clears the whole block's bit.";
+        ClearedWhenAsked, "cleared-when-asked",
+            "The target clears bits when it asks for the blocks, not when they are written.";
+        BitmapReplaced, "bitmap-replaced",
+            "The peer's bitmap replaces the own one instead of being merged.";
+        OutOfSyncNotSent, "out-of-sync-not-sent",
+            "A write during the bitmap exchange is not announced to the peer (S2, S14).";
+        ResyncReadOvertakes, "resync-read-overtakes",
+            "The source reads for a resync what an application write is changing (S26).";
+        WriteIgnoresResync, "write-ignores-resync",
+            "An application write does not wait for a resync of its range (S26).";
+        ResyncBeforeDurable, "resync-before-durable",
+            "The target writes before its superblock says Inconsistent and its bitmap is written.";
+        CursorNeverBack, "cursor-never-back",
+            "A bit set behind the resync's cursor is never asked for (S31).";
+        TargetDoneEarly, "target-done-early",
+            "The target calls itself UpToDate while the last blocks are on their way.";
+        SourceDoneEarly, "source-done-early",
+            "The source clears bits when it answers, and finishes without the target's word.";
+    }
+    mended {
+        WriteWaitsForLostDisk, "write-waits-for-lost-disk",
+            "A peer write for the only copy waits for the primary indicator of a disk that failed.";
+        UnwrittenGenerationCounts, "unwritten-generation-counts",
+            "What waited for a new generation is acknowledged though the superblock could not be written.";
+        OldRefusalsCount, "old-refusals-count",
+            "Refusals of a resync that was given up are taken for answers of the next one.";
+        RoomForgotten, "room-forgotten",
+            "A failed write that makes room lets no waiting one in.";
+        OldResyncReadsSent, "old-resync-reads-sent",
+            "What the source still read for a resync that is over is sent into the next one.";
+        WaitersOutliveLink, "waiters-outlive-link",
+            "What waited behind a peer's write is started when the link's end drops that one.";
+        BitsBelievedEarly, "bits-believed-early",
+            "A block without a bit is read from an Inconsistent disk before the source's bits came.";
+        PagesForgotten, "pages-forgotten",
+            "Bitmap pages behind a flush that failed count as written.";
+    }
 }
 
 impl Fault {
     /// The fault of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|fault| fault.name() == name)
+        Self::ALL.iter().chain(Self::MENDED).copied().find(|fault| fault.name() == name)
     }
 }
 

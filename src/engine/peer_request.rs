@@ -334,10 +334,12 @@ impl Engine {
         true
     }
 
-    /// Something finished: starts what waited for it, in order of arrival.
+    /// Something finished: starts what waited for it, in order of arrival. Nothing starts once the link has gone: what
+    /// a disk waited for as the only copy would reach it as if it were one of two.
     pub(crate) fn wake_peer_requests(&mut self, v: VolumeNr) {
+        let careless = self.faulty(Fault::WaitersOutliveLink);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if vol.peer_waiting.is_empty() {
+        if vol.peer_waiting.is_empty() || (vol.state.conn <= ConnState::WfConnection && !careless) {
             return;
         }
         let waiting = std::mem::take(&mut vol.peer_waiting);
@@ -501,7 +503,8 @@ impl Engine {
     /// The link is gone: nothing is answered any more; what has not started is dropped (the peer marks it out of sync).
     pub(crate) fn peer_requests_orphaned(&mut self) {
         // First: what goes below must not start what waited behind it, on a disk that no longer counts as the only copy.
-        for vol in self.volumes.values_mut() {
+        let careless = self.faulty(Fault::WaitersOutliveLink);
+        for vol in self.volumes.values_mut().filter(|_| !careless) {
             vol.peer_waiting.clear();
         }
         let keys: Vec<u64> = self.peer_requests.iter().map(|(key, _)| key).collect();
@@ -514,6 +517,9 @@ impl Engine {
             if self.peer_requests.get(key).is_some_and(|r| !r.submitted && !r.al_pending) {
                 self.finish_peer(key);
             }
+        }
+        for vol in self.volumes.values_mut() {
+            vol.peer_waiting.clear();
         }
         if !self.faulty(Fault::EpochsNotReset) {
             self.rx.epochs.clear();

@@ -25,8 +25,9 @@ impl Engine {
         let (v, range, tried_local, tried_remote) =
             (request.volume, request.range, request.tried_local, request.tried_remote);
         let careless = self.faulty(Fault::ReadInconsistent);
+        let believing = self.faulty(Fault::BitsBelievedEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        let (state, known) = (vol.state, vol.bits_known);
+        let (state, known) = (vol.state, vol.bits_known || believing);
         let local = !tried_local
             && vol.usable().is_some_and(|d| {
                 state.disk == DiskState::UpToDate

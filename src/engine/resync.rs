@@ -377,23 +377,25 @@ impl Engine {
 
     /// The resync of a volume is over or aborted: forgets requests and their ranges. Bits stay.
     pub(crate) fn forget_resync(&mut self, v: VolumeNr) {
+        let careless = self.faulty(Fault::OldRefusalsCount);
         // Nor must a ping of its end be taken for one of the next resync's.
         let asks = self.conn.ping_waiters.iter().any(|(_, then)| *then == AfterPing::TargetAsk(v));
         self.conn.ping_waiters.retain(|(_, then)| {
             !matches!(then, AfterPing::TargetFinish(w) | AfterPing::SourceFinish(w) | AfterPing::TargetAsk(w) if *w == v)
         });
+        let asks = asks && !careless;
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.refusals_due |= asks;
         vol.early_sync_uuid = None;
         vol.target_maybe_done = vol.target_may_be_done();
         let Some(resync) = vol.resync.take() else { return };
-        vol.refusals_due |= resync.in_flight.values().any(|request| !request.answered);
+        vol.refusals_due |= !careless && resync.in_flight.values().any(|request| !request.answered);
         for (_, request) in resync.in_flight {
             vol.resync_ranges.remove(request.range, RANGE_KEY | request.range.start.0);
         }
         self.out.push(Action::CancelTimer(Timer::Resync(v)));
         // Only a target that has given up does not wait for the rest; what the own disk no longer gives is refused.
-        if resync.source && vol.state.disk > DiskState::Failed {
+        if resync.source && vol.state.disk > DiskState::Failed && !self.faulty(Fault::OldResyncReadsSent) {
             self.drop_resync_reads(v);
         }
         self.renew_if_missed(v);

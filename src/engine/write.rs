@@ -488,7 +488,9 @@ impl Engine {
                 self.pump_al(v);
             }
         }
-        self.admit_due.insert(v);
+        if !self.faulty(Fault::RoomForgotten) {
+            self.admit_due.insert(v);
+        }
         self.wake_peer_requests(v);
         self.retry_blocked(v);
     }

@@ -4,18 +4,19 @@ use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::{Story, regression};
 use super::super::world::A;
 use super::{primary, resyncing};
+use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
 
 /// Writes of a Primary that lost its disk wait here for the primary indicator when the link goes: the first one is dropped, and the ones
 /// behind it are too. Started, they would reach a disk whose bitmap and activity log do not know of them.
 #[test]
 fn what_waited_for_the_indicator_does_not_outlive_the_link() {
-    regression(48, &[], |k, scenario| {
+    regression(48, &[Fault::WaitersOutliveLink], |k, scenario| {
         let mut s = primary(scenario.node(1, |n| n.disk_ns = 2_000_000));
         s.a().write(0, 64);
         s.a().start_order(Order::Detach { force: true });
         for n in 0..8 {
-            s.a().start_write(4096 + n * 64, 8);
+            s.a().start_write(9600 + n * 64, 8);
         }
         s.events(4 + k);
         s.reset();

@@ -3,6 +3,7 @@
 use super::super::plan::{DiskFault, Order};
 use super::super::scenario::regression;
 use super::{primary, turn};
+use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
 use crate::wire::params::ReplProtocol;
 
@@ -10,7 +11,7 @@ use crate::wire::params::ReplProtocol;
 /// came, so no bit says which blocks of the old disk are old.
 #[test]
 fn a_target_without_the_sources_bitmap_read_from_its_old_disk() {
-    regression(30, &[], |k, scenario| {
+    regression(30, &[Fault::BitsBelievedEarly], |k, scenario| {
         let scenario = scenario.on_io_error(OnIoError::Detach).node(1, |n| n.disk_ns = 1_000_000);
         let mut s = primary(scenario);
         s.a().write_fua(0, 8);

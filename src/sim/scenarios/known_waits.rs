@@ -2,17 +2,21 @@
 
 use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::{MIB, regression};
+use super::super::world::{A, B};
 use super::{parted, primary, resyncing};
+use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
+use crate::wire::state::DiskState;
 
 /// The node with the only copy cannot write its primary indicator: the writes that wait for it end.
 #[test]
 fn a_write_for_the_only_copy_ends_when_that_disk_fails() {
-    regression(24, &[], |k, scenario| {
-        let mut s = primary(scenario);
+    regression(24, &[Fault::WriteWaitsForLostDisk], |k, scenario| {
+        let mut s = primary(scenario.node(1, |n| n.disk_ns = 2_000_000));
         s.a().write(0, 8);
         s.b().fail(DiskFault::Meta, 9);
         s.a().start_order(Order::Detach { force: true });
+        s.until_got(B, "P_STATE");
         s.events(k);
         s.a().try_write(64, 8);
         s.recover();
@@ -24,7 +28,7 @@ fn a_write_for_the_only_copy_ends_when_that_disk_fails() {
 /// comes back in the generation that the peer has.
 #[test]
 fn a_generation_that_cannot_be_written_acknowledges_nothing() {
-    regression(24, &[], |k, scenario| {
+    regression(24, &[Fault::UnwrittenGenerationCounts], |k, scenario| {
         let mut s = primary(scenario);
         s.a().write(0, 8);
         s.a().start_write(64, 8);
@@ -52,7 +56,7 @@ fn a_generation_that_cannot_be_written_acknowledges_nothing() {
 /// slower socket, and are not taken for answers to the second's.
 #[test]
 fn refusals_of_a_resync_that_was_given_up_refuse_nothing_later() {
-    regression(60, &[], |k, scenario| {
+    regression(60, &[Fault::OldRefusalsCount], |k, scenario| {
         let mut s = resyncing(scenario.skewed_sockets().rate(8), 512);
         s.events(k * 2);
         s.a().start_order(Order::Detach { force: true });
@@ -84,7 +88,7 @@ fn a_large_write_that_began_without_a_link_is_split_for_it() {
 /// No good data are left, and more writes wait for the activity log than max-buffers lets in: all of them end.
 #[test]
 fn writes_that_fail_make_room_for_the_next() {
-    regression(8, &[], |k, scenario| {
+    regression(8, &[Fault::RoomForgotten], |k, scenario| {
         let mut s = primary(scenario.volumes(&[[48 * MIB; 2]]).nodes(|n| n.net.max_buffers = 32));
         s.a().write(0, 2048);
         s.a().orders(Order::Invalidate);
@@ -93,7 +97,7 @@ fn writes_that_fail_make_room_for_the_next() {
         for n in 0..100 {
             s.a().start_write(n % (4 + u64::from(k)) * 8192 + n * 8, 8);
         }
-        s.wait(2000);
+        s.calm();
         s.recover();
         s.same_data();
     });
@@ -123,7 +127,7 @@ fn writes_that_wait_for_each_other_go_on_after_an_attach() {
 /// The source's disk is slow, the target gives the resync up and begins another: nothing read for the first is sent.
 #[test]
 fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
-    regression(24, &[], |k, scenario| {
+    regression(24, &[Fault::OldResyncReadsSent], |k, scenario| {
         let mut s = resyncing(scenario.rate(8), 512);
         s.events(k);
         s.a().stall(600);
@@ -132,6 +136,30 @@ fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
         s.wait(20);
         s.b().start_order(Order::Attach);
         s.settle();
+        s.same_data();
+    });
+}
+
+/// A flush fails that bitmap pages with cleared bits wait for: what was set on those pages meanwhile is on the disk when it is given up.
+#[test]
+fn pages_behind_a_flush_that_failed_are_written_with_the_next_superblock() {
+    regression(24, &[Fault::PagesForgotten], |k, scenario| {
+        let scenario = if k % 2 == 0 { scenario.external_meta() } else { scenario };
+        let mut s = resyncing(scenario.rate(8).on_io_error(OnIoError::Detach), 512);
+        s.events(100 + k * 20);
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.a().write(9600, 64);
+        s.a().fail(DiskFault::Flush, 1);
+        s.a().start_order(Order::Secondary { close: true });
+        s.wait(500);
+        s.a().fail(DiskFault::Flush, 0);
+        if s.a().disk() == DiskState::Diskless {
+            s.a().attach();
+        }
+        assert!((0..8).all(|n| s.bit(A, 0, 9600 + n * 8)), "{}", s.a().state());
+        s.heal();
+        s.recover();
         s.same_data();
     });
 }
