@@ -200,8 +200,6 @@ faults! {
             "What waited behind a peer's write is started when the link's end drops that one.";
         BitsBelievedEarly, "bits-believed-early",
             "A block without a bit is read from an Inconsistent disk before the source's bits came.";
-        PagesForgotten, "pages-forgotten",
-            "Bitmap pages behind a flush that failed count as written.";
     }
 }
 

@@ -330,7 +330,6 @@ impl Engine {
 
     /// One operation of the running stage ended.
     pub(crate) fn on_md_op(&mut self, v: VolumeNr, mark: Option<FlushMark>, result: Result<(), DiskFailure>) {
-        let careless = self.faulty(Fault::PagesForgotten);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.md.outstanding = vol.md.outstanding.saturating_sub(1);
         match result {
@@ -345,7 +344,7 @@ impl Engine {
                 vol.md.failed = true;
                 // A page of this job may not be there, failed or never begun: no later superblock may rely on it, that of
                 // the detach neither.
-                if let Some(disk) = vol.disk.as_mut().filter(|_| mark.is_none() || !careless) {
+                if let Some(disk) = vol.disk.as_mut() {
                     disk.bitmap.mark_all_changed();
                 }
                 if mark.is_some() && !failure.unsupported {

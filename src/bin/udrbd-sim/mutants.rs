@@ -27,7 +27,7 @@ struct Found {
 
 /// Looks for all of them (or for one); true when all were found.
 pub fn run(seeds: &Range<u64>, only: Option<Fault>, jobs: usize, shrink_all: bool) -> (bool, String) {
-    let faults: Vec<Fault> = Fault::ALL.iter().copied().filter(|f| only.is_none_or(|only| *f == only)).collect();
+    let faults: Vec<Fault> = only.map_or_else(|| Fault::ALL.to_vec(), |only| vec![only]);
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

@@ -2,11 +2,10 @@
 
 use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::{MIB, regression};
-use super::super::world::{A, B};
+use super::super::world::B;
 use super::{parted, primary, resyncing};
 use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
-use crate::wire::state::DiskState;
 
 /// The node with the only copy cannot write its primary indicator: the writes that wait for it end.
 #[test]
@@ -136,30 +135,6 @@ fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
         s.wait(20);
         s.b().start_order(Order::Attach);
         s.settle();
-        s.same_data();
-    });
-}
-
-/// A flush fails that bitmap pages with cleared bits wait for: what was set on those pages meanwhile is on the disk when it is given up.
-#[test]
-fn pages_behind_a_flush_that_failed_are_written_with_the_next_superblock() {
-    regression(24, &[Fault::PagesForgotten], |k, scenario| {
-        let scenario = if k % 2 == 0 { scenario.external_meta() } else { scenario };
-        let mut s = resyncing(scenario.rate(8).on_io_error(OnIoError::Detach), 512);
-        s.events(100 + k * 20);
-        s.cut();
-        s.a().becomes("WFConnection");
-        s.a().write(9600, 64);
-        s.a().fail(DiskFault::Flush, 1);
-        s.a().start_order(Order::Secondary { close: true });
-        s.wait(500);
-        s.a().fail(DiskFault::Flush, 0);
-        if s.a().disk() == DiskState::Diskless {
-            s.a().attach();
-        }
-        assert!((0..8).all(|n| s.bit(A, 0, 9600 + n * 8)), "{}", s.a().state());
-        s.heal();
-        s.recover();
         s.same_data();
     });
 }
