@@ -277,9 +277,7 @@ impl Engine {
                 self.admit(v);
                 self.submit_held_back(v);
                 self.retry_blocked(v);
-                if !self.faulty(Fault::WriteWaitsForLostDisk) {
-                    self.wake_peer_requests(v);
-                }
+                self.wake_peer_requests(v);
             }
             if let Some(end) = self.conn.end.take() {
                 self.end_link(end);

@@ -182,20 +182,18 @@ faults! {
             "A bit set behind the resync's cursor is never asked for (S31).";
         TargetDoneEarly, "target-done-early",
             "The target calls itself UpToDate while the last blocks are on their way.";
+        OldResyncReadsSent, "old-resync-reads-sent",
+            "What the source still read for a resync that is over is sent into the next one.";
         SourceDoneEarly, "source-done-early",
             "The source clears bits when it answers, and finishes without the target's word.";
     }
     mended {
-        WriteWaitsForLostDisk, "write-waits-for-lost-disk",
-            "A peer write for the only copy waits for the primary indicator of a disk that failed.";
         UnwrittenGenerationCounts, "unwritten-generation-counts",
             "What waited for a new generation is acknowledged though the superblock could not be written.";
         OldRefusalsCount, "old-refusals-count",
             "Refusals of a resync that was given up are taken for answers of the next one.";
         RoomForgotten, "room-forgotten",
             "A failed write that makes room lets no waiting one in.";
-        OldResyncReadsSent, "old-resync-reads-sent",
-            "What the source still read for a resync that is over is sent into the next one.";
         WaitersOutliveLink, "waiters-outlive-link",
             "What waited behind a peer's write is started when the link's end drops that one.";
         BitsBelievedEarly, "bits-believed-early",

@@ -6,7 +6,6 @@
 
 use crate::engine::Engine;
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
-use crate::engine::fault::Fault;
 use crate::engine::peer_request::{PEER_KEY, PeerKind};
 use crate::engine::volume::LocalDisk;
 use crate::meta::MdFlags;
@@ -20,9 +19,7 @@ impl Engine {
         let only_copy = matches!(request.kind, PeerKind::Write { .. }) && vol.state.pdsk < DiskState::Inconsistent;
         let due =
             |disk: &LocalDisk| disk.sb.flags.contains(MdFlags::PRIMARY_IND) && !disk.surely_says(MdFlags::PRIMARY_IND);
-        only_copy
-            && (vol.disk_usable() || self.faulty(Fault::WriteWaitsForLostDisk))
-            && vol.disk.as_ref().is_some_and(due)
+        only_copy && vol.disk_usable() && vol.disk.as_ref().is_some_and(due)
     }
 
     pub(crate) fn submit_peer_write(&mut self, key: u64) {

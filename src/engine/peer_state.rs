@@ -202,7 +202,11 @@ impl Engine {
             self.send_state(v);
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
-            && (state.role == Role::Primary || state.conn == ConnState::Connected)
+            && match state.role {
+                // Clients have seen nothing of an Inconsistent disk: the own one may come back to them, and only that.
+                Role::Primary => state.pdsk != DiskState::Inconsistent,
+                _ => state.conn == ConnState::Connected,
+            }
             && vol.exposed != p.current
         {
             vol.exposed = p.current;

@@ -99,5 +99,12 @@ fn table(found: &[Found], seeds: &Range<u64>) -> String {
         let _ = write!(out, " Steps: {median} in the median.");
     }
     out.push('\n');
+    out.push_str(
+        "\nDefects that this engine had and that one run of many thousands reaches. A story injects each of them and notices it \
+         (src/sim/scenarios).\n\n| Bug | What is done wrong |\n|---|---|\n",
+    );
+    for fault in Fault::MENDED {
+        let _ = writeln!(out, "| {} | {} |", fault.name(), fault.text());
+    }
     out
 }

@@ -2,26 +2,10 @@
 
 use super::super::plan::{ClientOp, DiskFault, Order};
 use super::super::scenario::{MIB, regression};
-use super::super::world::B;
+use super::super::world::{A, B};
 use super::{parted, primary, resyncing};
 use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
-
-/// The node with the only copy cannot write its primary indicator: the writes that wait for it end.
-#[test]
-fn a_write_for_the_only_copy_ends_when_that_disk_fails() {
-    regression(24, &[Fault::WriteWaitsForLostDisk], |k, scenario| {
-        let mut s = primary(scenario.node(1, |n| n.disk_ns = 2_000_000));
-        s.a().write(0, 8);
-        s.b().fail(DiskFault::Meta, 9);
-        s.a().start_order(Order::Detach { force: true });
-        s.until_got(B, "P_STATE");
-        s.events(k);
-        s.a().try_write(64, 8);
-        s.recover();
-        s.same_data();
-    });
-}
 
 /// The superblock with the new generation cannot be written: what the peer missed is not acknowledged, because the disk
 /// comes back in the generation that the peer has.
@@ -56,13 +40,14 @@ fn a_generation_that_cannot_be_written_acknowledges_nothing() {
 #[test]
 fn refusals_of_a_resync_that_was_given_up_refuse_nothing_later() {
     regression(60, &[Fault::OldRefusalsCount], |k, scenario| {
-        let mut s = resyncing(scenario.skewed_sockets().rate(8), 512);
-        s.events(k * 2);
+        let scenario = scenario.skewed_sockets().nodes(|n| n.disk_ns = 10_000);
+        let mut s = resyncing(if k % 2 == 0 { scenario } else { scenario.rate(8) }, 512);
+        s.events(k);
         s.a().start_order(Order::Detach { force: true });
-        s.events(k % 7);
+        s.until("A has no disk", |s| s.state(A, 0).contains("Diskless/"));
+        s.events(k % 5);
         s.a().start_order(Order::Attach);
-        s.wait(3000);
-        s.recover();
+        s.settle();
         s.same_data();
     });
 }
@@ -127,12 +112,14 @@ fn writes_that_wait_for_each_other_go_on_after_an_attach() {
 #[test]
 fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
     regression(24, &[Fault::OldResyncReadsSent], |k, scenario| {
-        let mut s = resyncing(scenario.rate(8), 512);
-        s.events(k);
-        s.a().stall(600);
-        s.wait(50);
+        let scenario = scenario.external_meta().node(0, |n| {
+            n.disk_ns = 50_000_000;
+            n.meta_ns = Some(10_000);
+        });
+        let mut s = resyncing(scenario, 512);
+        s.packets(k / 4);
         s.b().start_order(Order::Detach { force: true });
-        s.wait(20);
+        s.until("B has no disk", |s| s.state(B, 0).contains("Diskless/"));
         s.b().start_order(Order::Attach);
         s.settle();
         s.same_data();

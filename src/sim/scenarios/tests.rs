@@ -98,3 +98,13 @@ fn every_story_is_in_its_row_with_the_bugs_that_it_notices() {
         assert_eq!(row.bugs, bugs, "S{}", row.nr);
     }
 }
+
+#[test]
+fn every_mended_defect_has_a_story_that_notices_it() {
+    let root = xtask::tidy::root();
+    let stories = xtask::tidy::files(&root).unwrap().into_iter().filter(|path| path.starts_with("src/sim/scenarios"));
+    let text: String = stories.map(|path| std::fs::read_to_string(root.join(path)).unwrap()).collect();
+    for fault in Fault::MENDED {
+        assert!(text.contains(&format!("&[Fault::{fault:?}")), "no story injects {}", fault.name());
+    }
+}
