@@ -20,6 +20,7 @@ pub struct UdrbdNode {
     netns: PathBuf,
     dir: PathBuf,
     conf: PathBuf,
+    name: String,
 }
 
 /// The two programs: cargo names the daemon, the admin tool lies beside it.
@@ -53,16 +54,26 @@ impl UdrbdNode {
 
     /// Starts the daemon with `conf`; nothing is configured in it yet.
     pub fn start(lab: &Lab, conf: &Conf) -> Result<Self, LabError> {
-        let dir = lab.dir().join("u1");
+        Self::start_as(lab, Self::NAME, conf)
+    }
+
+    /// [`UdrbdNode::start`] under another host name.
+    pub fn start_as(lab: &Lab, name: &str, conf: &Conf) -> Result<Self, LabError> {
+        let dir = lab.dir().join(name);
         if dir.exists() {
             std::fs::remove_dir_all(&dir).map_err(|err| LabError::io("remove the old run directory", &err))?;
         }
         std::fs::create_dir(&dir).map_err(|err| LabError::io("make the run directory", &err))?;
         let file = dir.join("drbd.conf");
         std::fs::write(&file, conf.render()).map_err(|err| LabError::io("write drbd.conf", &err))?;
-        let mut node = Self { daemon: None, netns: lab.netns().to_owned(), dir, conf: file };
+        let mut node = Self { daemon: None, netns: lab.netns().to_owned(), dir, conf: file, name: name.to_owned() };
         node.run_daemon()?;
         Ok(node)
+    }
+
+    /// Makes `conf` the node's drbd.conf.
+    pub fn configure(&self, conf: &Conf) -> Result<(), LabError> {
+        std::fs::write(&self.conf, conf.render()).map_err(|err| LabError::io("write drbd.conf", &err))
     }
 
     /// Starts the daemon again after [`UdrbdNode::kill`], over the same run directory.
@@ -76,7 +87,7 @@ impl UdrbdNode {
         let mut copy = log.try_clone().map_err(|err| LabError::io("share the daemon's log", &err))?;
         let mut argv = vec![daemon.into_os_string(), "--run-dir".into(), self.dir.clone().into()];
         argv.extend(["--config".into(), self.conf.clone().into()]);
-        argv.extend(["--hostname", Self::NAME, "--frontend", "nbd"].map(Into::into));
+        argv.extend(["--hostname", &self.name, "--frontend", "nbd"].map(Into::into));
         let daemon = Leash::start(
             Spec {
                 argv,
@@ -116,7 +127,7 @@ impl UdrbdNode {
             .arg(tool)
             .arg("-c")
             .arg(&self.conf)
-            .args(["--hostname", Self::NAME]);
+            .args(["--hostname", &self.name]);
         command.arg("--socket").arg(self.dir.join("control.sock")).args(args.split_whitespace());
         run(&mut command, &format!("drbdctl {args}"))
     }
@@ -219,7 +230,12 @@ impl UdrbdNode {
 
     /// The end of the daemon's log.
     pub fn log_tail(lab: &Lab) -> String {
-        let text = std::fs::read_to_string(lab.dir().join("u1").join("log")).unwrap_or_default();
+        Self::log_tail_of(lab, Self::NAME)
+    }
+
+    /// The end of the log of the daemon with this host name.
+    pub fn log_tail_of(lab: &Lab, name: &str) -> String {
+        let text = std::fs::read_to_string(lab.dir().join(name).join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }

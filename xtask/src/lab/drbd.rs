@@ -15,7 +15,7 @@ use super::{Guest, Lab, wait_until};
 pub struct Host {
     /// Host name.
     pub name: String,
-    /// IPv4 address.
+    /// IPv4 address, and a port if it is not 7788.
     pub addr: String,
     /// Backing device of each volume, volume 0 first.
     pub disks: Vec<String>,
@@ -75,7 +75,8 @@ impl Conf {
         text.push_str("  disk {\n");
         section(&mut text, &self.disk);
         for host in &self.hosts {
-            let _ = writeln!(text, "  on {} {{\n    address {}:7788;", host.name, host.addr);
+            let port = if host.addr.contains(':') { "" } else { ":7788" };
+            let _ = writeln!(text, "  on {} {{\n    address {}{port};", host.name, host.addr);
             for (nr, disk) in host.disks.iter().enumerate() {
                 let _ = writeln!(
                     text,

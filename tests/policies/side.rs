@@ -1,0 +1,116 @@
+//! One node of a pair: a kernel in a guest, or udrbd. Both take DRBD's words.
+
+use std::path::PathBuf;
+
+use xtask::lab::drbd::{Conf, Host, KernelNode};
+use xtask::lab::{HOST_ADDR, Lab, LabError};
+
+use crate::udrbd_node::UdrbdNode;
+
+/// Size of each backing file: nothing takes long.
+pub const DISK_BYTES: u64 = 16 << 20;
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Connection state.
+    pub cstate: String,
+    /// Own role, the peer's.
+    pub role: String,
+    /// Own disk, the peer's.
+    pub dstate: String,
+}
+
+/// A node.
+pub enum Side<'a> {
+    /// The kernel's DRBD.
+    Kernel(&'a KernelNode),
+    /// udrbd.
+    Udrbd(UdrbdNode),
+}
+
+/// What a node is called in the configuration, and where it is.
+pub fn host(kernel: bool, place: usize, lab: &Lab) -> Host {
+    let nr = if place == 0 { 1 } else { 2 };
+    if kernel {
+        return Host::guest(nr, 1);
+    }
+    // Both can be in one network namespace: each has a port of its own.
+    let addr = format!("{HOST_ADDR}:{}", 7790 + usize::from(nr));
+    Host { name: format!("u{nr}"), addr, disks: vec![udrbd_image(lab, place).display().to_string()] }
+}
+
+/// Backing file of the kernel node at this place.
+pub fn kernel_image(lab: &Lab, place: usize) -> PathBuf {
+    lab.dir().join(format!("kernel-{place}.img"))
+}
+
+/// Backing file of the udrbd node at this place.
+pub fn udrbd_image(lab: &Lab, place: usize) -> PathBuf {
+    lab.dir().join(format!("udrbd-{place}.img"))
+}
+
+impl Side<'_> {
+    /// Makes this the node's drbd.conf.
+    pub fn configure(&self, conf: &Conf) -> Result<(), LabError> {
+        match self {
+            Self::Kernel(node) => node.configure(conf),
+            Self::Udrbd(node) => node.configure(conf),
+        }
+    }
+
+    /// An administrator's command, which must succeed.
+    pub fn admin(&self, words: &str) -> Result<String, LabError> {
+        match self {
+            Self::Kernel(node) => node.drbdadm(words),
+            Self::Udrbd(node) => node.drbdctl(words),
+        }
+    }
+
+    /// Several, one after the other.
+    pub fn admin_all(&self, commands: &[&str]) -> Result<(), LabError> {
+        match self {
+            Self::Kernel(node) => {
+                let script: Vec<String> = commands.iter().map(|words| format!("drbdadm {words}")).collect();
+                node.guest.sh(&format!("set -e\n{}", script.join("\n"))).map(drop)
+            }
+            Self::Udrbd(node) => commands.iter().try_for_each(|words| node.drbdctl(words).map(drop)),
+        }
+    }
+
+    /// The node as Primary takes `data` at `offset`.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), LabError> {
+        match self {
+            Self::Kernel(node) => node.write(0, offset, data, 4096),
+            Self::Udrbd(node) => node.write(0, offset, data, 4096),
+        }
+    }
+
+    /// States, and generation identifiers as `get-gi` prints them.
+    pub fn told(&self) -> Result<Told, LabError> {
+        let [cstate, role, dstate] = match self {
+            Self::Kernel(node) => {
+                let text = node.guest.sh("for what in cstate role dstate; do drbdadm $what r0; done")?;
+                let mut lines = text.lines().map(|line| line.trim().to_owned());
+                [(); 3].map(|()| lines.next().unwrap_or_default())
+            }
+            Self::Udrbd(node) => {
+                let ask = |what: &str| Ok::<_, LabError>(node.drbdctl(&format!("{what} r0"))?.trim().to_owned());
+                [ask("cstate")?, ask("role")?, ask("dstate")?]
+            }
+        };
+        Ok(Told { cstate, role, dstate })
+    }
+
+    /// Generation identifiers: current, bitmap, two of the history, without bit 0.
+    pub fn generations(&self) -> Result<[u64; 4], LabError> {
+        let text = self.admin("get-gi r0")?;
+        let line = text.lines().find(|line| line.contains(':')).unwrap_or_default();
+        let mut words = line.trim().split(':').map(|word| u64::from_str_radix(word, 16));
+        let mut word = || words.next().and_then(Result::ok).map(|id| id & !1);
+        match [word(), word(), word(), word()] {
+            [Some(current), Some(bitmap), Some(young), Some(old)] => Ok([current, bitmap, young, old]),
+            _ => Err(LabError::new(format!("get-gi says {text:?}"))),
+        }
+    }
+}
