@@ -277,7 +277,7 @@ impl World {
             self.model.disk_failed(volume, node);
         }
         if new.disk == DiskState::UpToDate && new.conn == ConnState::Connected {
-            self.nodes[node].volumes[volume].named = false;
+            self.nodes[node].volumes[volume].named.clear();
         }
         let good = |s: &VolumeState| {
             s.conn == ConnState::Connected && s.disk == DiskState::UpToDate && s.pdsk == DiskState::UpToDate
@@ -357,7 +357,7 @@ impl World {
     /// A node's data begin to be replaced by the peer's.
     fn resync_begins(&mut self, node: usize, volume: usize) {
         let peer = 1 - node;
-        let named = self.nodes[node].volumes[volume].named;
+        let named = !self.nodes[node].volumes[volume].named.is_empty();
         let held = self.contents(peer, volume);
         if let Some(write) = self.model.discard(volume, node, peer, named, &held) {
             let name = ["A", "B"][node];

@@ -1,6 +1,6 @@
 //! How a run begins: fresh metadata, and what the plan wants to have happened before.
 
-use super::node::DeviceIo;
+use super::node::{DeviceIo, Reason};
 use super::plan::{Order, Start};
 use super::world::{A, B, Checker, World};
 use crate::engine::event::Command;
@@ -62,7 +62,7 @@ impl World {
         self.crash(B, false);
         for volume in 0..self.differs.len() {
             if recreate {
-                self.nodes[B].volumes[volume].named = true;
+                self.nodes[B].volumes[volume].named.insert(Reason::Metadata);
                 let label = self.dice.engine.next_u64() | 1;
                 if let Err(error) = self.nodes[B].create_md(volume, label) {
                     self.fail(Checker::Metadata, format!("create-md: {error}"));
@@ -93,6 +93,6 @@ impl World {
         use crate::meta::MetaIo as _;
         let _ = io.write_at(offset, &bytes);
         let _ = io.flush();
-        vol.named = true;
+        vol.named.insert(Reason::Metadata);
     }
 }

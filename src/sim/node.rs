@@ -2,7 +2,7 @@
 //!
 //! Owns what a daemon of one resource owns at run time. Disks outlive the process; everything else does not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use super::device::{Device, OpKind, Ticket};
@@ -26,6 +26,15 @@ pub struct Illegal {
     pub unexpected: Option<(Kind, ConnState)>,
     /// The engine's words.
     pub text: String,
+}
+
+/// What allows that a node's data be discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A command. When it is refused it names nobody, and takes nothing from what another one has named.
+    Command(CommandId),
+    /// Its metadata were written anew.
+    Metadata,
 }
 
 /// What fails next on a volume's devices.
@@ -64,8 +73,8 @@ pub struct SimVolume {
     pub opened: bool,
     /// Forced promotions by the operator that have not been answered yet.
     pub forcing: u32,
-    /// The operator allowed that this node's data be discarded.
-    pub named: bool,
+    /// Why the operator allows that this node's data be discarded: each reason counts until it is refused itself, or the disk is good.
+    pub named: BTreeSet<Reason>,
     /// When a write, to the data or to the metadata, failed last: the simulator's step.
     pub write_failed: u64,
     /// How often its disk failed or was taken away.
@@ -215,7 +224,7 @@ impl Node {
                     configured: false,
                     opened: false,
                     forcing: 0,
-                    named: false,
+                    named: BTreeSet::new(),
                     write_failed: 0,
                     failures: 0,
                     size: 0,

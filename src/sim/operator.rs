@@ -1,7 +1,7 @@
 //! Whoever looks after the cluster: commands of an operator, the cluster manager, crashes and restarts.
 
 use super::coverage::Group;
-use super::node::{DeviceIo, nr};
+use super::node::{DeviceIo, Reason, nr};
 use super::plan::Order;
 use super::world::{A, B, Checker, World};
 use crate::engine::Engine;
@@ -131,9 +131,28 @@ impl World {
             return id;
         }
         self.trace.note(self.now, node, 23, id.0, || format!("vol {volume} command {}: {order:?}", id.0));
+        self.name(node, volume, order, Reason::Command(id));
         self.nodes[node].commands.insert(id, (volume, order));
         self.event(node, Event::Command { id, volume: nr(volume), command });
         id
+    }
+
+    /// An order that gives data up names whose: from the moment it is given, because a node may act on it before it answers.
+    fn name(&mut self, node: usize, volume: usize, order: Order, reason: Reason) {
+        match order {
+            Order::Connect { discard: true } => {
+                for vol in &mut self.nodes[node].volumes {
+                    vol.named.insert(reason);
+                }
+            }
+            Order::Invalidate => {
+                self.nodes[node].volumes[volume].named.insert(reason);
+            }
+            Order::InvalidateRemote => {
+                self.nodes[1 - node].volumes[volume].named.insert(reason);
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn command_done(&mut self, node: usize, id: CommandId, result: Result<(), CommandError>) {
@@ -165,21 +184,24 @@ impl World {
             Order::Recycle => "new-minor",
         };
         self.coverage.count(Group::Command, &format!("{name}: {outcome}"));
+        if result.is_err() {
+            for vol in self.nodes.iter_mut().flat_map(|n| &mut n.volumes) {
+                vol.named.remove(&Reason::Command(id));
+            }
+        }
         let vol = &mut self.nodes[node].volumes[volume];
         match order {
             Order::Primary { force: true } => {
                 vol.forcing = vol.forcing.saturating_sub(1);
                 if result.is_ok() {
                     // The peer's data are what this order gives up, if they are not the same.
-                    self.nodes[1 - node].volumes[volume].named = true;
+                    self.nodes[1 - node].volumes[volume].named.insert(Reason::Command(id));
                 }
             }
             Order::Attach if result.is_err() => {
                 vol.open = false;
                 self.nodes[node].refused_attach += 1;
             }
-            Order::Invalidate if result.is_err() => vol.named = false,
-            Order::InvalidateRemote if result.is_err() => self.nodes[1 - node].volumes[volume].named = false,
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
             _ => {}
         }
@@ -187,11 +209,6 @@ impl World {
     }
 
     pub(super) fn connect_command(&mut self, node: usize, discard: bool) -> CommandId {
-        if discard {
-            for vol in &mut self.nodes[node].volumes {
-                vol.named = true;
-            }
-        }
         let net = NetOptions { discard_my_data: discard, ..self.nodes[node].params.net.clone() };
         self.command(node, 0, Order::Connect { discard }, Command::Connect(Box::new(net)))
     }
@@ -222,14 +239,8 @@ impl World {
                 return;
             }
             Order::Disconnect { force } => Command::Disconnect { force },
-            Order::Invalidate => {
-                self.nodes[node].volumes[volume].named = true;
-                Command::Invalidate
-            }
-            Order::InvalidateRemote => {
-                self.nodes[1 - node].volumes[volume].named = true;
-                Command::InvalidateRemote
-            }
+            Order::Invalidate => Command::Invalidate,
+            Order::InvalidateRemote => Command::InvalidateRemote,
             Order::Outdate => Command::Outdate,
             Order::PauseSync => Command::PauseSync,
             Order::ResumeSync => Command::ResumeSync,
@@ -415,7 +426,7 @@ impl World {
         }
         self.crash(victim, false);
         for volume in 0..self.differs.len() {
-            self.nodes[victim].volumes[volume].named = true;
+            self.nodes[victim].volumes[volume].named.insert(Reason::Metadata);
             let label = self.dice.engine.next_u64() | 1;
             if let Err(error) = self.nodes[victim].create_md(volume, label) {
                 self.fail(Checker::Metadata, format!("create-md: {error}"));
@@ -435,7 +446,7 @@ impl World {
             let larger = if vols[A].size > vols[B].size { A } else { B };
             renewed = true;
             self.crash(larger, false);
-            self.nodes[larger].volumes[volume].named = true;
+            self.nodes[larger].volumes[volume].named.insert(Reason::Metadata);
             let label = self.dice.engine.next_u64() | 1;
             if let Err(error) = self.nodes[larger].create_md(volume, label) {
                 self.fail(Checker::Metadata, format!("create-md: {error}"));

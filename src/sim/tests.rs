@@ -1,9 +1,14 @@
 //! The simulator itself: replays are equal, and what is broken on purpose is noticed.
 
+use std::panic::catch_unwind;
+
 use super::coverage::Group;
 use super::device::Defect;
+use super::plan::Order;
 use super::run::{Rig, rigged, run, seed};
-use super::world::Checker;
+use super::scenario::{Scenario, Story};
+use super::stamp::WriteId;
+use super::world::{A, B, Checker};
 use super::{draw, shrink};
 use crate::engine::fault::Fault;
 
@@ -54,4 +59,50 @@ fn a_failing_schedule_shrinks() {
     let small = shrink::shrink(&draw::plan(finding().0), BUG, 60).expect("fails");
     assert!(small.plan.steps.len() < 200, "{}", small.plan.steps.len());
     assert!(small.outcome.violation.is_some());
+}
+
+/// Both nodes wrote alone, are Secondary and do not see each other. Gives both writes.
+fn divided(inject: Option<Fault>) -> (Story, [WriteId; 2]) {
+    let mut s = Scenario::new().inject(inject).ready();
+    s.cut();
+    s.a().becomes("WFConnection");
+    s.b().becomes("WFConnection");
+    let writes = [A, B].map(|node| {
+        s.on(node).promote();
+        let write = s.on(node).write_fua(64 * node as u64, 8);
+        s.on(node).demote();
+        write
+    });
+    (s, writes)
+}
+
+/// The operator names B by `connect --discard-my-data`; an order of the same kind that is refused afterwards does not take that back.
+#[test]
+fn a_refused_order_takes_nothing_from_what_another_one_named() {
+    let (mut s, writes) = divided(None);
+    s.b().disconnect();
+    s.b().connect_discarding();
+    s.a().is_refused(Order::InvalidateRemote);
+    s.b().is_refused(Order::Connect { discard: true });
+    s.heal();
+    s.settle();
+    s.same_data();
+    s.both_hold(writes[A]);
+}
+
+/// Orders that were refused allow nothing: an engine that overwrites one of two branches all the same is found.
+#[test]
+fn a_refused_order_names_nobody() {
+    for order in [Order::InvalidateRemote, Order::Connect { discard: true }] {
+        let said = catch_unwind(|| {
+            let (mut s, _) = divided(Some(Fault::SplitBrainIgnored));
+            for node in [A, B] {
+                s.on(node).is_refused(order);
+            }
+            s.heal();
+            s.settle();
+        });
+        let words = said.expect_err("a branch was discarded").downcast_ref::<String>().cloned().unwrap_or_default();
+        assert!(words.starts_with(Checker::Discarded.name()), "{order:?}: {words}");
+    }
 }
