@@ -1,5 +1,7 @@
 //! Plays cells of the matrix with pairs of nodes, and compares what came out.
 
+#![expect(clippy::print_stdout, reason = "a line for every cell: the matrix takes its time")]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,8 +19,11 @@ pub const CASES: &[Case<Bench>] = &[Case { name: "policies::all_pairs_decide_ali
 
 /// Which nodes are kernels.
 const PAIRS: [[bool; 2]; 4] = [[true, true], [true, false], [false, true], [false, false]];
-/// Cells of an ordinary run.
-const SAMPLE: usize = 3;
+fn pair_name(kernels: [bool; 2]) -> String {
+    let name = |kernel: bool| if kernel { "kernel" } else { "udrbd" };
+    format!("{}/{}", name(kernels[0]), name(kernels[1]))
+}
+
 /// How long two nodes may take to come to a decision and carry it out.
 const DECIDED: Duration = Duration::from_secs(40);
 
@@ -31,6 +36,9 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Result<Self, String> {
+        if !asked() {
+            return Err(String::from("played by `cargo xtask policies` only"));
+        }
         check_available().map_err(|why| why.to_string())?;
         let make = || -> Result<Self, LabError> {
             let lab = Lab::new(2)?;
@@ -180,15 +188,17 @@ fn letters(before: &[[u64; 4]; 2], after: &[[u64; 4]; 2]) -> [String; 2] {
     })
 }
 
-/// The cells of this run: all, or some that the commit chooses.
+/// Whether `cargo xtask policies` runs this.
+fn asked() -> bool {
+    std::env::var_os("UDRBD_POLICIES").is_some()
+}
+
+/// The cells of this run: all, or every so-manyth.
 fn chosen() -> Vec<(u64, Cell)> {
-    let cells: Vec<(u64, Cell)> = (1..).zip(cells::all()).collect();
-    if std::env::var_os("UDRBD_POLICIES").is_some() {
-        return cells;
-    }
-    let seed = std::env::var("UDRBD_SAMPLE").ok().and_then(|seed| seed.parse::<usize>().ok()).unwrap_or(0);
-    let step = cells.len() / SAMPLE;
-    cells.into_iter().skip(seed % step).step_by(step).collect()
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    let step = number("UDRBD_POLICIES_STEP").unwrap_or(1).max(1);
+    let from = number("UDRBD_POLICIES_FROM").unwrap_or(0);
+    (1..).zip(cells::all()).skip(from).step_by(step).collect()
 }
 
 fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
@@ -196,6 +206,9 @@ fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
         return Err(Verdict::Skipped(reason.clone()));
     }
     let chosen = chosen();
+    if chosen.is_empty() {
+        return Err(Verdict::Failed(String::from("no cell of the matrix was chosen")));
+    }
     let mut results: Vec<Vec<String>> = vec![Vec::new(); chosen.len()];
     let mut survivors = vec![""; chosen.len()];
     for kernels in PAIRS {
@@ -218,6 +231,7 @@ fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
                 }
                 Err(why) => format!("failed: {why}"),
             };
+            println!("{} | {cell} | {words}", pair_name(kernels));
             results[at].push(words);
         }
         for side in &sides {
@@ -243,12 +257,12 @@ fn report(chosen: &[(u64, Cell)], results: &[Vec<String>], survivors: &[&str]) -
         let _ = writeln!(table, "| {cell} | {survivor} | {yes} |");
         if !same(list) {
             let _ = writeln!(complaints, "{cell}");
-            for (pair, words) in ["kernel/kernel", "kernel/udrbd", "udrbd/kernel", "udrbd/udrbd"].iter().zip(list) {
-                let _ = writeln!(complaints, "    {pair}: {words}");
+            for (pair, words) in PAIRS.iter().zip(list) {
+                let _ = writeln!(complaints, "    {}: {words}", pair_name(*pair));
             }
         }
     }
-    if let Some(path) = std::env::var_os("UDRBD_POLICIES") {
+    if let Some(path) = std::env::var_os("UDRBD_POLICIES_WRITE") {
         std::fs::write(&path, &table).map_err(|err| LabError::io("write the table", &err))?;
     }
     if complaints.is_empty() { Ok(()) } else { Err(Verdict::Failed(complaints)) }

@@ -6,6 +6,7 @@ mod crash_states;
 mod executor;
 mod lab_command;
 mod packages;
+mod policies;
 mod sim;
 mod test;
 
@@ -62,6 +63,18 @@ enum Command {
         #[arg(long)]
         tell: bool,
     },
+    /// Split brains under every policy, played by pairs of kernels and udrbd, which must decide alike
+    Policies {
+        /// First cell of the matrix
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Play every so-manyth cell only
+        #[arg(long, default_value_t = 1)]
+        step: u64,
+        /// Write the table to this file
+        #[arg(long)]
+        write: Option<std::path::PathBuf>,
+    },
     /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
     Tidy {
         /// Shrink the list of long files to what is there
@@ -80,6 +93,7 @@ fn main() -> ExitCode {
         Command::CrashStates { states, images, seed, no_install } => {
             crash_states::run(&crash_states::Order { states, images, seed, install: !no_install })
         }
+        Command::Policies { from, step, write } => policies::run(from, step, write.as_deref()),
         Command::Executor { rounds, from, tell } => executor::run(rounds, from, tell),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
             eprintln!("lab: {err}");
