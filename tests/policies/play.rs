@@ -104,6 +104,7 @@ fn conf(cell: &Cell, kernels: [bool; 2], lab: &Lab) -> Conf {
     conf.net.push(format!("after-sb-1pri {};", cell.one));
     conf.net.push(format!("after-sb-2pri {};", cell.two));
     conf.net.push(String::from("allow-two-primaries yes;"));
+    conf.net.push(String::from("connect-int 1;"));
     conf
 }
 
