@@ -163,3 +163,33 @@ fn pages_behind_a_flush_that_failed_are_written_with_the_next_superblock() {
         s.same_data();
     });
 }
+
+/// A Primary loses its disk when it has just ordered that the peer be overwritten. Its old disk looks like one of a Primary that
+/// crashed, and beside a peer without the newer rules it is refused as long as this node is Primary; not for ever.
+#[test]
+fn a_disk_that_is_refused_under_a_primary_is_taken_after_its_demotion() {
+    regression(20, &[], |k, scenario| {
+        let older = scenario.version(100).nodes(|n| n.features = 0).on_io_error(OnIoError::Detach);
+        let mut s = primary(older);
+        let write = s.a().write_fua(0, 64);
+        s.a().fail(DiskFault::Meta, 1);
+        s.a().start_order(Order::InvalidateRemote);
+        s.wait(500);
+        s.a().is("Connected Primary/Secondary Diskless/Inconsistent");
+        s.a().start_order(Order::Attach);
+        s.wait(500);
+        s.a().is("Connected Primary/Secondary Diskless/Inconsistent");
+        if k % 2 == 0 {
+            s.a().demote();
+            s.events(k / 2);
+            s.a().start_order(Order::Attach);
+            s.settle();
+        } else {
+            // The same by whoever looks after the cluster.
+            s.events(k / 2);
+            s.recover();
+        }
+        s.same_data();
+        s.both_hold(write);
+    });
+}
