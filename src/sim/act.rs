@@ -233,16 +233,7 @@ impl World {
                         self.stats.split_brains += u64::from(split_brain);
                         let it = &mut self.nodes[node];
                         it.split_brain |= split_brain;
-                        // A Primary that lost its disk and has it back looks like one that crashed; whose writes came last only
-                        // a newer peer can tell while one is Primary. Of two Secondaries the one that crashed has them.
-                        it.must_demote |= matches!(
-                            refused,
-                            Some(
-                                RefuseReason::TargetIsPrimary
-                                    | RefuseReason::NeedsVersion(_)
-                                    | RefuseReason::NeedsFeature { .. }
-                            )
-                        );
+                        it.must_demote |= refused == Some(RefuseReason::TargetIsPrimary);
                         it.unrelated |= refused == Some(RefuseReason::Unrelated);
                         it.newer_inconsistent |= refused == Some(RefuseReason::NewerInconsistent);
                     }
