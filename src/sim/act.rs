@@ -210,6 +210,7 @@ impl World {
             }
             (Asked::Flush | Asked::Read { .. }, Err(_)) => {}
         }
+        self.model.end_read(id.0);
     }
 
     // --- announcements ---

@@ -90,6 +90,9 @@ impl World {
         let disk = self.serving_disk(node, volume);
         let pending = Pending { node, volume, began: self.tick, what, powers: scene.powers, disk };
         self.pending.insert(id, pending);
+        if let Asked::Read { start, count } = what {
+            self.model.begin_read(self.tick, id.0, volume, start, count);
+        }
         self.event(node, Event::Client { id, volume: nr(volume), request });
     }
 

@@ -14,6 +14,7 @@
 //! writes of zeroes a zero came from.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::sectors::{Candidate, SectorState, VolumeModel};
 use super::stamp::{Content, WriteId};
@@ -80,11 +81,21 @@ pub struct Scene {
     pub failures: [u64; 2],
 }
 
+/// A read that is under way.
+#[derive(Clone, Debug)]
+struct OpenRead {
+    volume: usize,
+    sectors: Range<u64>,
+    began: Tick,
+}
+
 /// The history.
 #[derive(Debug)]
 pub struct Model {
     pub(super) writes: Vec<Write>,
     pub(super) volumes: Vec<VolumeModel>,
+    /// Reads under way, by the number of their request.
+    reads: BTreeMap<u64, OpenRead>,
 }
 
 impl Model {
@@ -116,7 +127,7 @@ impl Model {
             era: 0,
             era_start: 0,
         };
-        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect() }
+        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect(), reads: BTreeMap::new() }
     }
 
     pub(super) fn at(id: WriteId) -> usize {
@@ -200,20 +211,39 @@ impl Model {
             if let Some(c) = state.candidates.iter_mut().find(|c| c.write == id && c.era == era) {
                 c.first_end = c.first_end.min(now);
             }
-            Self::prune(&self.writes, state);
+            Self::prune(&self.writes, &self.reads, volume, sector, state);
         }
     }
 
-    /// Forgets values that cannot come back on either node, whatever happens.
-    fn prune(writes: &[Write], state: &mut SectorState) {
+    /// A read begins. Until it ends it may return what was there when it began: a write that is acknowledged meanwhile, durable or
+    /// not, was promised to reads that begin after that only.
+    pub fn begin_read(&mut self, now: Tick, request: u64, volume: usize, start: u64, count: u64) {
+        self.reads.insert(request, OpenRead { volume, sectors: start..start + count, began: now });
+    }
+
+    /// A read is over, whatever became of it; does nothing for other requests.
+    pub fn end_read(&mut self, request: u64) {
+        let Some(OpenRead { volume, sectors, .. }) = self.reads.remove(&request) else { return };
+        for sector in sectors {
+            let vol = &mut self.volumes[volume];
+            if !vol.is_untouched(sector) {
+                Self::prune(&self.writes, &self.reads, volume, sector, vol.state_mut(sector));
+            }
+        }
+    }
+
+    /// Forgets values that cannot come back on either node, whatever happens, and that no read under way may have met.
+    fn prune(writes: &[Write], reads: &BTreeMap<u64, OpenRead>, volume: usize, sector: u64, state: &mut SectorState) {
         if state.candidates.len() < 2 {
             return;
         }
+        let here = reads.values().filter(|read| read.volume == volume && read.sectors.contains(&sector));
+        let first_read = here.map(|read| read.began).min().unwrap_or(NEVER);
         let replaced = |old: WriteId, node: usize, list: &[Candidate]| {
             let old = &writes[Self::at(old)];
             list.iter().any(|c| {
                 let new = &writes[Self::at(c.write)];
-                new.kept[node][1] && old.ended < new.invoked
+                new.kept[node][1] && old.ended < new.invoked && new.ended < first_read
             })
         };
         let list = state.candidates.clone();
@@ -294,7 +324,7 @@ impl Model {
 
     /// Nothing is under way and `from` calls `to` connected and good: what `from` keeps, `to` keeps. Not what is `marked`: a source that
     /// passes write errors on stays UpToDate, and the other node knows by the bits what it lacks. Such blocks are not checked there.
-    pub fn drained(&mut self, volume: usize, from: usize, to: usize, marked: impl Fn(std::ops::Range<u64>) -> bool) {
+    pub fn drained(&mut self, volume: usize, from: usize, to: usize, marked: impl Fn(Range<u64>) -> bool) {
         for id in &self.volumes[volume].writes {
             let write = &mut self.writes[Self::at(*id)];
             let blocks = write.start / 8..(write.start + write.count).div_ceil(8);
@@ -314,7 +344,7 @@ impl Model {
         (from, to): (usize, usize),
         since: Tick,
         unflushed: bool,
-        marked: impl Fn(std::ops::Range<u64>) -> bool,
+        marked: impl Fn(Range<u64>) -> bool,
     ) {
         for id in &self.volumes[volume].writes {
             let write = &mut self.writes[Self::at(*id)];
@@ -529,5 +559,39 @@ impl Model {
             )
         });
         format!("nothing: {}", all.collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reads::Read;
+    use super::*;
+
+    const SCENE: Scene = Scene { own_good: true, peer_good: true, protocol: 'C', powers: [0; 2], failures: [0; 2] };
+
+    fn read(model: &mut Model, began: Tick, now: Tick, write: WriteId) -> Result<(), String> {
+        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false };
+        model.check_read(&read, 3, Content::Write(write))
+    }
+
+    #[test]
+    fn what_is_replaced_durably_under_a_read_may_still_be_returned_by_it_and_by_no_later_one() {
+        let mut model = Model::new(&[64]);
+        let old = model.invoke(1, 0, 0, 0, 8, false, true, &SCENE);
+        model.end_write(2, old, true, &SCENE);
+        let new = model.invoke(3, 0, 0, 0, 8, false, true, &SCENE);
+        model.begin_read(4, 70, 0, 0, 8);
+        model.begin_read(4, 71, 0, 0, 8);
+        model.end_write(5, new, true, &SCENE);
+        model.begin_read(6, 72, 0, 0, 8);
+        assert_eq!(read(&mut model, 4, 7, old), Ok(()));
+        model.end_read(70);
+        assert!(read(&mut model, 6, 8, old).is_err());
+        assert_eq!(read(&mut model, 6, 8, new), Ok(()));
+        // The new one was seen by a read that ended before this one began.
+        assert!(read(&mut model, 9, 10, old).is_err());
+        model.end_read(71);
+        model.end_read(72);
+        assert!(read(&mut model, 4, 11, old).is_err(), "forgotten when no read is under way that may have met it");
     }
 }

@@ -26,6 +26,7 @@ impl World {
         let changed = self.nodes[node].die(power);
         let lost: Vec<_> = self.pending.iter().filter(|(_, p)| p.node == node).map(|(id, _)| *id).collect();
         for id in lost {
+            self.model.end_read(id.0);
             if let Some(pending) = self.pending.remove(&id)
                 && let super::world::Asked::Write(write) = pending.what
             {

@@ -134,7 +134,8 @@ fn contact_effects(old: &VolumeState, new: &VolumeState, ctx: &StateContext, out
     let in_use = new.role == Role::Primary || new.peer == Role::Primary;
     let mut made = false;
 
-    if lost_contact_to_peer_data(old, new) && in_use && lone_good_copy {
+    let parted = lost_contact_to_peer_data(old, new) || parts_from_bad_disk(old, new);
+    if parted && in_use && lone_good_copy {
         if new.is_suspended() {
             out.push(Effect::SetNewCurrentUuidPending);
         } else {
@@ -265,6 +266,13 @@ pub const fn lost_contact_to_peer_data(old: &VolumeState, new: &VolumeState) -> 
         D::DUnknown => matches!(new.pdsk, D::Diskless | D::Failed | D::Outdated),
         _ => false,
     }
+}
+
+/// Whether the link to a peer with a bad disk goes. That the disk is bad the peer may have said before its superblock did:
+/// after a power cut it comes back and calls itself good, in the generation that it had.
+fn parts_from_bad_disk(old: &VolumeState, new: &VolumeState) -> bool {
+    let parts = old.conn >= C::Connected && new.conn < C::Connected;
+    parts && old.pdsk == D::Inconsistent && new.pdsk == D::Inconsistent
 }
 
 /// An order that belongs to the commit of a change.

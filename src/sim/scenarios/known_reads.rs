@@ -59,3 +59,27 @@ fn outdating_a_disk_that_is_not_judged_made_it_good() {
         s.same_data();
     });
 }
+
+/// The peer's disk fails a write, that is passed on, and the power of the peer fails before its superblock says so: it comes back and
+/// calls itself good, in the generation that it had. What this node wrote meanwhile it must not call itself good without.
+#[test]
+fn a_bad_disk_that_forgot_it_in_a_power_cut_was_good_without_the_writes_it_missed() {
+    regression(24, &[Fault::DegradedKeepsUuid], |k, scenario| {
+        let protocol = turn(k, &[ReplProtocol::C, ReplProtocol::B, ReplProtocol::A]);
+        let scenario = scenario.protocol(protocol).on_io_error(OnIoError::PassOn).external_meta();
+        // The superblock takes longer than the word about it.
+        let mut s = primary(scenario.node(1, |n| n.meta_ns = Some(20_000_000)));
+        s.a().write_fua(0, 64);
+        s.b().fail(DiskFault::Write, 1);
+        s.a().start_write(0, 8);
+        s.a().becomes("Connected Primary/Secondary UpToDate/Inconsistent");
+        s.events(k / 3);
+        s.b().power_cut();
+        s.a().becomes("WFConnection Primary/Unknown UpToDate/Inconsistent");
+        let late = s.a().write_fua(16, 8);
+        s.b().restart();
+        s.settle();
+        s.same_data();
+        s.both_hold(late);
+    });
+}

@@ -125,3 +125,31 @@ fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
         s.same_data();
     });
 }
+
+/// A Primary loses its disk when it has just ordered that the peer be overwritten, and attaches it again: it looks like one that crashed,
+/// and a peer without the newer rules refuses it. When the link goes before that, it goes on alone, and begins a generation: the nodes
+/// find each other again, and need not refuse each other for ever.
+#[test]
+fn a_primary_that_goes_on_with_its_disk_beside_a_bad_peer_was_refused_by_it() {
+    regression(20, &[Fault::DegradedKeepsUuid], |k, scenario| {
+        let older = scenario.version(100).nodes(|n| n.features = 0).on_io_error(OnIoError::Detach);
+        let mut s = primary(older);
+        let write = s.a().write_fua(0, 64);
+        s.a().fail(DiskFault::Meta, 1);
+        s.a().start_order(Order::InvalidateRemote);
+        s.wait(500);
+        s.a().is("Connected Primary/Secondary Diskless/Inconsistent");
+        s.a().start_order(Order::Attach);
+        s.a().becomes("Connected Primary/Secondary Negotiating/Inconsistent");
+        s.events(k % 3);
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.a().is("WFConnection Primary/Unknown UpToDate/Inconsistent");
+        let late = s.a().write_fua(9000, 8);
+        s.heal();
+        s.settle();
+        s.same_data();
+        s.both_hold(write);
+        s.both_hold(late);
+    });
+}

@@ -116,6 +116,12 @@ fn no_9_losing_the_peers_data_starts_a_generation() {
     for (old, new, ctx) in none {
         assert_eq!(after(&old, &new, &ctx), []);
     }
+    // The peer's disk was bad, and its superblock may not know it yet; without a link nothing new is to be lost.
+    let bad_peer = |s: VolumeState| VolumeState { pdsk: D::Inconsistent, ..s };
+    assert_eq!(after(&bad_peer(old), &bad_peer(lost), &ctx), [Effect::NewCurrentUuid, Effect::SendUuids]);
+    let waiting = VolumeState { conn: C::WfConnection, ..bad_peer(lost) };
+    assert_eq!(after(&bad_peer(lost), &waiting, &ctx), []);
+    assert_eq!(plain(&bad_peer(old), &bad_peer(lost)), []);
     let bad = |s: VolumeState| VolumeState { disk: D::Inconsistent, ..s };
     assert!(!after(&bad(old), &bad(lost), &ctx).contains(&Effect::NewCurrentUuid));
 }
