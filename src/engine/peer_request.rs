@@ -334,8 +334,8 @@ impl Engine {
         true
     }
 
-    /// Something finished: starts what waited for it, in order of arrival. Nothing starts once the link has gone: what
-    /// a disk waited for as the only copy would reach it as if it were one of two.
+    /// Something finished: starts what waited for it, in order of arrival. Nothing starts once the link has gone: the peer's
+    /// disk is unknown by then, and a write for the only copy would reach it unmarked and without the activity log.
     pub(crate) fn wake_peer_requests(&mut self, v: VolumeNr) {
         let careless = self.faulty(Fault::WaitersOutliveLink);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
@@ -502,11 +502,6 @@ impl Engine {
 
     /// The link is gone: nothing is answered any more; what has not started is dropped (the peer marks it out of sync).
     pub(crate) fn peer_requests_orphaned(&mut self) {
-        // First: what goes below must not start what waited behind it, on a disk that no longer counts as the only copy.
-        let careless = self.faulty(Fault::WaitersOutliveLink);
-        for vol in self.volumes.values_mut().filter(|_| !careless) {
-            vol.peer_waiting.clear();
-        }
         let keys: Vec<u64> = self.peer_requests.iter().map(|(key, _)| key).collect();
         for key in &keys {
             if let Some(request) = self.peer_requests.get_mut(*key) {

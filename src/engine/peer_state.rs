@@ -203,8 +203,9 @@ impl Engine {
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
             && match state.role {
-                // Clients have seen nothing of an Inconsistent disk: the own one may come back to them, and only that.
-                Role::Primary => state.pdsk != DiskState::Inconsistent,
+                // Clients have seen nothing of the target of a resync from here: the own disk may come back to them, and only
+                // that. A peer that began a generation has one before it, a target has none.
+                Role::Primary => state.pdsk != DiskState::Inconsistent || p.bitmap.0 != 0,
                 _ => state.conn == ConnState::Connected,
             }
             && vol.exposed != p.current

@@ -29,7 +29,7 @@ pub struct NodeParams {
     pub discard: (bool, bool),
     /// Typical time of a disk operation, nanoseconds.
     pub disk_ns: u64,
-    /// The same for external metadata, if its device is another one's kind.
+    /// Typical time of an operation on the device of external metadata, nanoseconds; `None`: as `disk_ns`.
     pub meta_ns: Option<u64>,
     /// Percent of events after which the driver ends its batch at once.
     pub eager_batches: u64,
@@ -373,7 +373,7 @@ impl fmt::Display for Params {
             writeln!(
                 f,
                 "{name}: protocol {:?}, version {}, features {:#x}, relaxed epochs {}, external metadata {}, stripes {:?}, \
-                 al-extents {}, al-updates {}, discard {:?}, disk {} us, metadata {:?} ns, eager batches {} %",
+                 al-extents {}, al-updates {}, discard {:?}, disk {} us, metadata {} us, eager batches {} %",
                 node.net.protocol,
                 node.version,
                 node.features,
@@ -384,7 +384,7 @@ impl fmt::Display for Params {
                 node.disk.al_updates,
                 node.discard,
                 node.disk_ns / 1000,
-                node.meta_ns,
+                node.meta_ns.unwrap_or(node.disk_ns) / 1000,
                 node.eager_batches
             )?;
             writeln!(

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a policy setting of a pair and a split brain is.
+/// One split brain, and what both nodes are told to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
     /// after-sb-0pri.

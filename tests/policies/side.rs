@@ -1,6 +1,6 @@
 //! One node of a pair: a kernel in a guest, or udrbd. Both take DRBD's words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use xtask::lab::drbd::{Conf, Host, KernelNode};
 use xtask::lab::{HOST_ADDR, Lab, LabError};
@@ -23,10 +23,10 @@ pub struct Told {
 
 /// A node.
 pub enum Side<'a> {
-    /// The kernel's DRBD.
-    Kernel(&'a KernelNode),
-    /// udrbd.
-    Udrbd(UdrbdNode),
+    /// The kernel's DRBD; its backing file.
+    Kernel(&'a KernelNode, PathBuf),
+    /// udrbd; its backing file.
+    Udrbd(UdrbdNode, PathBuf),
 }
 
 /// What a node is called in the configuration, and where it is.
@@ -51,52 +51,58 @@ pub fn udrbd_image(lab: &Lab, place: usize) -> PathBuf {
 }
 
 impl Side<'_> {
+    /// The backing file.
+    pub fn image(&self) -> &Path {
+        let (Self::Kernel(_, image) | Self::Udrbd(_, image)) = self;
+        image
+    }
+
     /// Makes this the node's drbd.conf.
     pub fn configure(&self, conf: &Conf) -> Result<(), LabError> {
         match self {
-            Self::Kernel(node) => node.configure(conf),
-            Self::Udrbd(node) => node.configure(conf),
+            Self::Kernel(node, _) => node.configure(conf),
+            Self::Udrbd(node, _) => node.configure(conf),
         }
     }
 
     /// An administrator's command, which must succeed.
     pub fn admin(&self, words: &str) -> Result<String, LabError> {
         match self {
-            Self::Kernel(node) => node.drbdadm(words),
-            Self::Udrbd(node) => node.drbdctl(words),
+            Self::Kernel(node, _) => node.drbdadm(words),
+            Self::Udrbd(node, _) => node.drbdctl(words),
         }
     }
 
     /// Several, one after the other.
     pub fn admin_all(&self, commands: &[&str]) -> Result<(), LabError> {
         match self {
-            Self::Kernel(node) => {
+            Self::Kernel(node, _) => {
                 let script: Vec<String> = commands.iter().map(|words| format!("drbdadm {words}")).collect();
                 node.guest.sh(&format!("set -e\n{}", script.join("\n"))).map(drop)
             }
-            Self::Udrbd(node) => commands.iter().try_for_each(|words| node.drbdctl(words).map(drop)),
+            Self::Udrbd(node, _) => commands.iter().try_for_each(|words| node.drbdctl(words).map(drop)),
         }
     }
 
-    /// The node as Primary takes `data` at `offset`.
+    /// The node as Primary takes `data` at `offset` bytes.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), LabError> {
         match self {
-            Self::Kernel(node) => node.write(0, offset, data, 4096),
-            Self::Udrbd(node) => node.write(0, offset, data, 4096),
+            Self::Kernel(node, _) => node.write(0, offset, data, 4096),
+            Self::Udrbd(node, _) => node.write(0, offset, data, 4096),
         }
     }
 
-    /// States, and generation identifiers as `get-gi` prints them.
+    /// The states of both nodes as this one sees them.
     pub fn told(&self) -> Result<Told, LabError> {
         let [cstate, role, dstate] = match self {
-            Self::Kernel(node) => {
+            Self::Kernel(node, _) => {
                 // One cheap command, and the same words.
                 let text = node.proc()?;
                 ["cs:", "ro:", "ds:"].map(|name| {
                     text.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_default().to_owned()
                 })
             }
-            Self::Udrbd(node) => {
+            Self::Udrbd(node, _) => {
                 let ask = |what: &str| Ok::<_, LabError>(node.drbdctl(&format!("{what} r0"))?.trim().to_owned());
                 [ask("cstate")?, ask("role")?, ask("dstate")?]
             }

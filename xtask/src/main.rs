@@ -74,6 +74,9 @@ enum Command {
         /// Write the table to this file
         #[arg(long)]
         write: Option<std::path::PathBuf>,
+        /// Do not install anything
+        #[arg(long)]
+        no_install: bool,
     },
     /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
     Tidy {
@@ -93,7 +96,7 @@ fn main() -> ExitCode {
         Command::CrashStates { states, images, seed, no_install } => {
             crash_states::run(&crash_states::Order { states, images, seed, install: !no_install })
         }
-        Command::Policies { from, step, write } => policies::run(from, step, write.as_deref()),
+        Command::Policies { from, step, write, no_install } => policies::run(!no_install, from, step, write.as_deref()),
         Command::Executor { rounds, from, tell } => executor::run(rounds, from, tell),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
             eprintln!("lab: {err}");

@@ -1,22 +1,20 @@
 //! `cargo xtask policies`: the matrix of `tests/policies`, against kernels in the lab.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::test::tallied;
+use crate::test::{prepared, tallied};
 
 /// Plays every `step`-th cell from `from` on with every pair of nodes; writes the table to `write`.
-pub fn run(from: u64, step: u64, write: Option<&Path>) -> ExitCode {
+pub fn run(install: bool, from: u64, step: u64, write: Option<&Path>) -> ExitCode {
     let begin = Instant::now();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let Some(mut command) = prepared(install) else { return ExitCode::FAILURE };
     command
         .args(["test", "--quiet", "--package", "udrbd", "--test", "policies"])
         .env("UDRBD_POLICIES", "1")
         .env("UDRBD_POLICIES_FROM", from.to_string())
-        .env("UDRBD_POLICIES_STEP", step.to_string())
-        .current_dir(xtask::tidy::root());
+        .env("UDRBD_POLICIES_STEP", step.to_string());
     if let Some(path) = write {
         // The test runs in the root of the tree, whoever calls.
         match std::path::absolute(path) {
@@ -34,9 +32,12 @@ pub fn run(from: u64, step: u64, write: Option<&Path>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Where the lab cannot run nothing was compared, and that is no success.
-    let played = tally.passed == 1;
-    let verdict = if success && played { "all pairs decide alike" } else { "NOT all pairs decide alike" };
+    let (verdict, code) = match (success, tally.passed) {
+        (true, 1) => ("all pairs decide alike", ExitCode::SUCCESS),
+        // Where the lab cannot run that is no success either.
+        (true, _) => ("nothing was compared", ExitCode::FAILURE),
+        _ => ("NOT all pairs decide alike", ExitCode::FAILURE),
+    };
     println!("policies: {verdict}; {} s", begin.elapsed().as_secs());
-    if success && played { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    code
 }

@@ -60,8 +60,9 @@ pub fn tallied(command: &mut Command, mut each: impl FnMut(&str)) -> std::io::Re
     Ok((success, tally))
 }
 
-/// Runs the tests; `filter` goes to every test binary.
-pub fn run(install: bool, filter: &[String]) -> ExitCode {
+/// Installs what tests need if it is asked to, and builds the programs that they start. Gives cargo, to be told what to test;
+/// `None`: the build failed.
+pub fn prepared(install: bool) -> Option<Command> {
     if install && let Err(hint) = packages::ensure() {
         println!("xtask: {hint}");
     }
@@ -72,14 +73,21 @@ pub fn run(install: bool, filter: &[String]) -> ExitCode {
         Command::new(&cargo).args(["build", "--workspace", "--bins"]).current_dir(&root).stdin(Stdio::null()).status();
     if !built.is_ok_and(|status| status.success()) {
         println!("xtask: the build failed");
-        return ExitCode::FAILURE;
+        return None;
     }
     let mut command = Command::new(&cargo);
-    command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter).current_dir(&root);
+    command.current_dir(&root);
     if let Some(kernel) = std::env::var_os(KERNEL_VARIABLE) {
         // Named relative to the caller's directory, perhaps; tests run elsewhere.
         command.env(KERNEL_VARIABLE, std::path::absolute(&kernel).unwrap_or_else(|_| PathBuf::from(kernel)));
     }
+    Some(command)
+}
+
+/// Runs the tests; `filter` goes to every test binary.
+pub fn run(install: bool, filter: &[String]) -> ExitCode {
+    let Some(mut command) = prepared(install) else { return ExitCode::FAILURE };
+    command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter);
     command.env(crash_states::SEED_VARIABLE, crate::sim::drawn(crash_states::SEEDS).to_string());
     let (success, tally) = match tallied(&mut command, |line| print!("{line}")) {
         Ok(done) => done,

@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     let inject = match args.inject.as_deref() {
         None => None,
         Some("list") => {
-            for fault in Fault::ALL {
+            for fault in Fault::ALL.iter().chain(Fault::MENDED) {
                 println!("{:32} {}", fault.name(), fault.text());
             }
             return ExitCode::SUCCESS;

@@ -272,7 +272,7 @@ pub const fn lost_contact_to_peer_data(old: &VolumeState, new: &VolumeState) -> 
 /// after a power cut it comes back and calls itself good, in the generation that it had.
 fn parts_from_bad_disk(old: &VolumeState, new: &VolumeState) -> bool {
     let parts = old.conn >= C::Connected && new.conn < C::Connected;
-    parts && old.pdsk == D::Inconsistent && new.pdsk == D::Inconsistent
+    parts && new.pdsk == D::Inconsistent
 }
 
 /// An order that belongs to the commit of a change.

@@ -3,11 +3,13 @@
 use super::net;
 use super::pair::{A, B, Pair, V};
 use crate::engine::action::{ClientError, CommandError, DiskOp};
-use crate::engine::event::{ClientRequest, Command, Socket};
+use crate::engine::event::{ClientRequest, Command, Event, Socket};
 use crate::engine::options::{DiskOptions, OnIoError};
-use crate::units::Sector;
+use crate::units::{GenId, Sector};
+use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::{ConnState, DiskState, Role};
+use crate::wire::uuids::{UuidFlags, Uuids};
 
 fn pass_on() -> DiskOptions {
     DiskOptions { on_io_error: OnIoError::PassOn, ..DiskOptions::default() }
@@ -77,6 +79,35 @@ fn a_block_that_failed_once_in_a_resync_was_lost_from_sight() {
 }
 
 #[test]
+fn a_primary_without_a_disk_follows_only_a_generation_that_was_made_for_it() {
+    let mut p = outdated(44);
+    p.ok(B, Command::DiskOptions(DiskOptions { resync_rate: Some(1 << 20), ..pass_on() }));
+    p.join();
+    while p.nodes[B].state(V).conn != ConnState::SyncTarget {
+        assert!(p.step());
+    }
+    let own = p.nodes[A].engine.exposed(V);
+    p.ok(A, Command::Detach { force: true });
+    assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary Diskless/Inconsistent", "{:#?}", p.nodes[A].log);
+    assert_eq!(p.nodes[A].engine.exposed(V), own, "{:#?}", p.nodes[A].log);
+    let link = p.nodes[A].link.unwrap();
+    let mut tell = |current: u64, bitmap: u64| {
+        let packet = Packet::Uuids(Uuids {
+            current: GenId(current),
+            bitmap: GenId(bitmap),
+            history: [GenId::UNSET; 2],
+            bits_set: 1,
+            flags: UuidFlags::default(),
+        });
+        p.event(A, Event::Packet { link, socket: Socket::Data, volume: V, packet });
+        p.nodes[A].engine.exposed(V)
+    };
+    assert_eq!(tell(0x1110, 0), own, "a target's own");
+    // The resync did not come about after all, and the peer went on for a Primary without a disk.
+    assert_eq!(tell(0x2220, own.0), GenId(0x2220));
+}
+
+#[test]
 fn a_disk_that_keeps_failing_was_asked_for_ever() {
     let mut p = outdated(40);
     p.nodes[B].fail_writes = true;
@@ -136,7 +167,7 @@ fn a_write_that_only_a_sync_target_has_was_a_success() {
             p.write(A, 0, 8192, 1);
             p.settle();
             p.join();
-            while p.nodes[A].state(V).conn != ConnState::SyncSource {
+            while p.nodes[B].state(V).conn != ConnState::SyncTarget {
                 assert!(p.step());
             }
             let id = p.write(A, 16384, 8, 2);

@@ -7,6 +7,22 @@ use super::{parted, primary, resyncing};
 use crate::engine::fault::Fault;
 use crate::engine::options::OnIoError;
 
+/// The node with the only copy cannot write its primary indicator: the writes that wait for it end.
+#[test]
+fn a_write_for_the_only_copy_ends_when_that_disk_fails() {
+    regression(24, &[], |k, scenario| {
+        let mut s = primary(scenario.node(1, |n| n.disk_ns = 2_000_000));
+        s.a().write(0, 8);
+        s.b().fail(DiskFault::Meta, 9);
+        s.a().start_order(Order::Detach { force: true });
+        s.until_got(B, "P_STATE");
+        s.events(k);
+        s.a().try_write(64, 8);
+        s.recover();
+        s.same_data();
+    });
+}
+
 /// The superblock with the new generation cannot be written: what the peer missed is not acknowledged, because the disk
 /// comes back in the generation that the peer has.
 #[test]
