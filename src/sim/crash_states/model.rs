@@ -41,6 +41,11 @@ pub(super) struct Model {
     peer: Rc<PeerView>,
     /// Newest completed write of each data sector.
     newest: BTreeMap<u64, OpNr>,
+    /// The next write is a resync's.
+    resyncs: bool,
+    /// Writes of clients that began after the last flush did. Where a resync ends they are on no disk's promise yet: the peer marks
+    /// them if it loses this node before it has heard of a flush.
+    unpromised: BTreeSet<OpNr>,
     /// Data sectors that were ever written, here or at the peer.
     touched: BTreeSet<u64>,
     /// A promise that was broken the moment it was made.
@@ -65,6 +70,8 @@ impl Model {
             why: "",
             peer: Rc::default(),
             newest: BTreeMap::new(),
+            resyncs: false,
+            unpromised: BTreeSet::new(),
             touched: BTreeSet::new(),
             broken: None,
         }
@@ -80,9 +87,16 @@ impl Model {
                 }
                 Some(Io::Write { sector, bytes, .. }) => {
                     self.touched.extend(*sector..*sector + (bytes.len() / SECTOR) as u64);
+                    if !std::mem::take(&mut self.resyncs) {
+                        self.unpromised.insert(*op);
+                    }
                     true
                 }
-                _ => false,
+                Some(Io::Flush(_)) => {
+                    self.unpromised.clear();
+                    false
+                }
+                None => false,
             },
             Step::Complete(op) => {
                 if let Some(Io::Write { sector, bytes, meta: false, .. }) = recording.ops.get(*op as usize) {
@@ -111,6 +125,10 @@ impl Model {
             Fact::Attachable => self.attachable = true,
             Fact::Current(id, why) => self.raise(why, fact, |sb| sb.current.same(*id)),
             Fact::BitmapId(id, why) => self.raise(why, fact, |sb| sb.bitmap.same(*id)),
+            Fact::Flag(MdFlags::CONSISTENT, false, why) => {
+                self.resyncs = true;
+                self.raise(why, fact, |sb| !sb.flags.contains(MdFlags::CONSISTENT));
+            }
             Fact::Flag(flag, on, why) => self.raise(why, fact, |sb| sb.flags.contains(*flag) == *on),
             Fact::Peer(view) => {
                 // Most changes of the peer are to its bitmap.
@@ -147,10 +165,13 @@ impl Model {
         };
         let old = self.superblocks.last().map_or(MdFlags::NONE, |w| w.superblock.flags);
         let new = superblock.flags;
-        let promises = GAIN.iter().any(|f| new.contains(*f) && !old.contains(*f))
-            || LOSS.iter().any(|f| old.contains(*f) && !new.contains(*f));
-        let vouched = if promises {
+        let loses = LOSS.iter().any(|f| old.contains(*f) && !new.contains(*f));
+        let gains = GAIN.iter().any(|f| new.contains(*f) && !old.contains(*f));
+        let vouched = if loses {
             Some(Rc::new(self.newest.clone()))
+        } else if gains {
+            let promised = self.newest.iter().filter(|(_, op)| !self.unpromised.contains(op));
+            Some(Rc::new(promised.map(|(sector, op)| (*sector, *op)).collect()))
         } else {
             self.superblocks.last().and_then(|w| w.vouched.clone())
         };
