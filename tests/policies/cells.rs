@@ -23,8 +23,9 @@ const ZERO: [&str; 7] = [
     "discard-older-primary",
     "discard-zero-changes",
     "discard-least-changes",
-    "discard-local",
-    "discard-remote",
+    // `discard-node-NAME` of that node.
+    "discard-first",
+    "discard-second",
 ];
 const ONE: [&str; 5] = ["disconnect", "consensus", "violently-as0p", "discard-secondary", "call-pri-lost-after-sb"];
 const TWO: [&str; 3] = ["disconnect", "violently-as0p", "call-pri-lost-after-sb"];

@@ -102,7 +102,12 @@ impl Decision {
 
 fn conf(cell: &Cell, kernels: [bool; 2], lab: &Lab) -> Conf {
     let mut conf = Conf::new([host(kernels[0], 0, lab), host(kernels[1], 1, lab)]);
-    conf.net.push(format!("after-sb-0pri {};", cell.zero));
+    let zero = match cell.zero {
+        "discard-first" => format!("discard-node-{}", conf.hosts[0].name),
+        "discard-second" => format!("discard-node-{}", conf.hosts[1].name),
+        zero => zero.to_owned(),
+    };
+    conf.net.push(format!("after-sb-0pri {zero};"));
     conf.net.push(format!("after-sb-1pri {};", cell.one));
     conf.net.push(format!("after-sb-2pri {};", cell.two));
     conf.net.push(String::from("allow-two-primaries yes;"));
@@ -134,8 +139,10 @@ fn play(cell: &Cell, seed: u64, sides: &[Side<'_>; 2], conf: &Conf) -> Result<De
         side.admin_all(&["down r0", "create-md --force r0", "up r0"])?;
     }
     until(sides, "two new nodes", |told| told.iter().all(|t| t.cstate == "Connected"))?;
-    sides[0].admin("new-current-uuid --clear-bitmap r0/0")?;
+    // Not by skipping the first sync: what the last cell left on the disks differs.
+    sides[0].admin("primary --force r0")?;
     until(sides, "two good nodes", decided)?;
+    sides[0].admin("secondary r0")?;
     for side in sides {
         side.admin("disconnect r0")?;
     }
