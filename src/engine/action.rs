@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::engine::event::{CommandId, LinkNr, OpId, RequestId, Socket, Timer};
+use crate::engine::event::{CommandId, HandlerRun, LinkNr, OpId, RequestId, Socket, Timer};
+use crate::engine::handler::Handler;
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
@@ -206,6 +207,15 @@ pub enum Action {
         volume: VolumeNr,
         /// For people.
         reason: String,
+    },
+    /// Run a helper program; its end is reported by [`Event::HandlerDone`](super::event::Event::HandlerDone), always.
+    RunHandler {
+        /// For its end.
+        run: HandlerRun,
+        /// Which event.
+        handler: Handler,
+        /// The volume that it is about; `None` for events of the connection.
+        volume: Option<VolumeNr>,
     },
     /// Set (or move) a timer.
     SetTimer {

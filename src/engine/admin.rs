@@ -65,7 +65,11 @@ impl Engine {
     pub(crate) fn on_command(&mut self, id: CommandId, v: VolumeNr, command: Command) {
         let connection_wide = matches!(
             command,
-            Command::Connect(_) | Command::Disconnect { .. } | Command::NetOptions(_) | Command::NewVolume(_)
+            Command::Connect(_)
+                | Command::Disconnect { .. }
+                | Command::NetOptions(_)
+                | Command::ResourceOptions(_)
+                | Command::NewVolume(_)
         );
         if !connection_wide && !self.volumes.contains_key(&v) {
             return self.command_done(id, Err(err(127)));
@@ -110,6 +114,10 @@ impl Engine {
             Command::ResumeSync => self.resume_sync(v),
             Command::DiskOptions(opts) => self.disk_options(v, opts),
             Command::NetOptions(opts) => self.net_options(*opts),
+            Command::ResourceOptions(opts) => {
+                self.opts = opts;
+                Ok(())
+            }
         };
         self.command_done(id, result);
     }

@@ -310,9 +310,7 @@ impl Engine {
                 }
                 self.update_md_flags(v);
             }
-            Effect::RunHandler(handler) => {
-                self.log(Level::Warn, Some(v), format!("event {handler:?}: handlers are not run in this version"));
-            }
+            Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}
             Effect::SetNewCurrentUuidPending => {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::engine::dirty::Bitmap;
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::options::{DiskOptions, NetOptions, ResourceOptions};
 use crate::meta::{Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
 pub use crate::wire::kind::Socket;
@@ -22,6 +22,10 @@ pub struct CommandId(pub u64);
 /// Identifies a disk operation: slab index and generation, so that a late completion is never mistaken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
+
+/// Identifies a run of a helper program for its exit code; chosen by the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HandlerRun(pub u64);
 
 /// Counts the established links of a resource; events of an older link are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -187,6 +191,8 @@ pub enum Command {
     DiskOptions(DiskOptions),
     /// Change options of the connection.
     NetOptions(Box<NetOptions>),
+    /// Change options of the resource.
+    ResourceOptions(ResourceOptions),
 }
 
 /// Timers that the engine sets; each is one shot.
@@ -272,6 +278,13 @@ pub enum Event {
         socket: Socket,
         /// Packets since the link came up.
         packets: u64,
+    },
+    /// A helper program that [`Action::RunHandler`](super::action::Action::RunHandler) asked for has ended.
+    HandlerDone {
+        /// Which run.
+        run: HandlerRun,
+        /// Its exit code, 0..=255; 0 also where no program is configured or it could not be started.
+        code: u8,
     },
     /// A timer fired.
     Timer(Timer),

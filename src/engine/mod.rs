@@ -39,6 +39,7 @@ mod connection;
 mod disk_state;
 mod epoch;
 mod flush;
+mod helpers;
 #[cfg(any(test, feature = "sim"))]
 mod inspect;
 mod liveness;
@@ -106,6 +107,8 @@ pub struct Engine {
     resync_kick: BTreeSet<VolumeNr>,
     /// Volumes where there is room for waiting requests.
     admit_due: BTreeSet<VolumeNr>,
+    opts: options::ResourceOptions,
+    helpers: helpers::Helpers,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -137,6 +140,8 @@ impl Engine {
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
             admit_due: BTreeSet::new(),
+            opts: options::ResourceOptions::default(),
+            helpers: helpers::Helpers::default(),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -173,6 +178,7 @@ impl Engine {
                     self.on_sent(socket, packets);
                 }
             }
+            Event::HandlerDone { run, code } => self.on_handler_done(run, code),
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
             Event::BatchEnd => self.end_batch(),

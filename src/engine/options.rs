@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+pub use crate::engine::handshake::RrConflict;
 use crate::engine::state::Fencing;
 use crate::units::Sectors;
 use crate::wire::digest::AlgName;
@@ -48,6 +49,14 @@ pub struct NetOptions {
     pub csums_alg: AlgName,
     /// Send the bitmap run-length coded where that is shorter.
     pub use_rle: bool,
+    /// `rr-conflict`: what a Primary does that has to become the target of a resync.
+    pub rr_conflict: RrConflict,
+    /// `on-congestion`; anything but `Block` needs protocol A.
+    pub on_congestion: OnCongestion,
+    /// Sectors under way to the peer from which on the link counts as congested; 0: never for that reason.
+    pub congestion_fill: Sectors,
+    /// Referenced activity-log extents from which on the link counts as congested.
+    pub congestion_extents: u32,
 }
 
 impl Default for NetOptions {
@@ -71,8 +80,31 @@ impl Default for NetOptions {
             verify_alg: AlgName::NONE,
             csums_alg: AlgName::NONE,
             use_rle: true,
+            rr_conflict: RrConflict::Disconnect,
+            on_congestion: OnCongestion::Block,
+            congestion_fill: Sectors(0),
+            congestion_extents: 1237,
         }
     }
+}
+
+/// What a Primary does when the link is congested (`on-congestion`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCongestion {
+    /// Its writes wait.
+    #[default]
+    Block,
+    /// It goes Ahead: only marks what it writes, and resyncs later.
+    PullAhead,
+    /// It disconnects.
+    Disconnect,
+}
+
+/// Settings of the resource (`options`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResourceOptions {
+    /// `on-no-data-accessible suspend-io`: without good data in reach I/O waits instead of failing.
+    pub suspend_without_data: bool,
 }
 
 /// What to do when the backing disk fails (`on-io-error`).
@@ -112,6 +144,8 @@ pub struct DiskOptions {
     pub size: Sectors,
     /// Discard aligned granules and zero the rest where the disk does not promise zeroes.
     pub discard_zeroes_if_aligned: bool,
+    /// `disk-timeout`: a local operation that takes longer gives the disk up; zero: never.
+    pub disk_timeout: Duration,
 }
 
 /// The resync numbers of `P_SYNC_PARAM`, in DRBD's units.
@@ -149,6 +183,7 @@ impl Default for DiskOptions {
             announced: AnnouncedRates::default(),
             size: Sectors(0),
             discard_zeroes_if_aligned: true,
+            disk_timeout: Duration::ZERO,
         }
     }
 }

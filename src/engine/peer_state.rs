@@ -299,7 +299,7 @@ impl Engine {
                 self.log_fact(Level::Info, Some(v), line.clone(), (left == 0).then(|| outcome.fact()));
             }
             for handler in &outcome.handlers {
-                self.log(Level::Warn, Some(v), format!("event {handler:?}: handlers are not run in this version"));
+                self.tell_helper(*handler, Some(v));
             }
             match outcome.decision {
                 Decision::Connected => {}

@@ -6,9 +6,11 @@
 use std::net::SocketAddr;
 
 use crate::config::model::{self, Address};
-use crate::config::values::{Family, Fencing as FencingWord, OnCongestion, OnIoError as OnIoErrorWord, Protocol};
+use crate::config::values::{self, Family, Fencing as FencingWord, OnIoError as OnIoErrorWord, Protocol};
 use crate::control::ErrorReply;
-use crate::engine::options::{AnnouncedRates, DiskOptions, NetOptions, OnIoError};
+use crate::engine::options::{
+    AnnouncedRates, DiskOptions, NetOptions, OnCongestion, OnIoError, ResourceOptions, RrConflict,
+};
 use crate::engine::state::Fencing;
 use crate::link::LinkConfig;
 use crate::wire::auth::{HmacAlg, Secret};
@@ -28,7 +30,7 @@ pub fn engine_net(options: &model::NetOptions) -> Result<NetOptions, ErrorReply>
     if options.allow_two_primaries() && protocol != ReplProtocol::C {
         return Err(ErrorReply::code(139));
     }
-    if options.on_congestion() != OnCongestion::Block && protocol != ReplProtocol::A {
+    if options.on_congestion() != values::OnCongestion::Block && protocol != ReplProtocol::A {
         return Err(ErrorReply::code(155));
     }
     Ok(NetOptions {
@@ -50,6 +52,18 @@ pub fn engine_net(options: &model::NetOptions) -> Result<NetOptions, ErrorReply>
         verify_alg: algorithm(options.verify_alg(), 146)?,
         integrity_alg: algorithm(options.data_integrity_alg(), 141)?,
         use_rle: options.use_rle(),
+        rr_conflict: match options.rr_conflict() {
+            values::RrConflict::Disconnect => RrConflict::Disconnect,
+            values::RrConflict::CallPriLost => RrConflict::CallPriLost,
+            values::RrConflict::Violently => RrConflict::Violently,
+        },
+        on_congestion: match options.on_congestion() {
+            values::OnCongestion::Block => OnCongestion::Block,
+            values::OnCongestion::PullAhead => OnCongestion::PullAhead,
+            values::OnCongestion::Disconnect => OnCongestion::Disconnect,
+        },
+        congestion_fill: options.congestion_fill(),
+        congestion_extents: options.congestion_extents(),
     })
 }
 
@@ -93,7 +107,14 @@ pub fn engine_disk(options: &model::DiskOptions) -> DiskOptions {
         },
         size: options.size(),
         discard_zeroes_if_aligned: options.discard_zeroes_if_aligned(),
+        disk_timeout: options.disk_timeout().duration(),
     }
+}
+
+/// A resource's options for the engine.
+#[must_use]
+pub fn engine_resource(options: &model::ResourceOptions) -> ResourceOptions {
+    ResourceOptions { suspend_without_data: options.on_no_data_accessible() == values::OnNoData::SuspendIo }
 }
 
 /// The link's settings between these two addresses.

@@ -35,8 +35,10 @@ use crate::disk::{Completion, Ring};
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level, LinkAction, Notice};
 use crate::engine::event::{
-    ClientRequest, Command, CommandId, DiskFailure, Event, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
+    ClientRequest, Command, CommandId, DiskFailure, Event, HandlerRun, LinkEvent, LinkNr, OpId, RequestId, Socket,
+    Timer,
 };
+use crate::engine::handler::Handler;
 use crate::engine::options::DiskOptions;
 use crate::engine::status::ResourceStatus;
 use crate::link::Link;
@@ -283,6 +285,7 @@ impl Core {
                 }
             }
             Action::EndSessions { volume, reason } => self.close_sessions(volume, &reason),
+            Action::RunHandler { run, handler, volume } => self.run_handler(run, handler, volume),
             Action::SetTimer { timer, at } => {
                 if self.timers.borrow_mut().set(timer, at) {
                     self.timer_set.notify_one();
@@ -312,6 +315,12 @@ impl Core {
             };
             self.queued.borrow_mut().push_back(Event::Link(lost));
         }
+    }
+
+    /// Runs a helper program. None is configured in this version, which counts as an exit code of 0.
+    fn run_handler(&self, run: HandlerRun, handler: Handler, volume: Option<VolumeNr>) {
+        tracing::warn!(resource = self.name, ?volume, "event {}: handlers are not run in this version", handler.name());
+        self.queued.borrow_mut().push_back(Event::HandlerDone { run, code: 0 });
     }
 
     fn link_action(&self, action: &LinkAction) {

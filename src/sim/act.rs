@@ -40,6 +40,9 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
+            Action::RunHandler { run, .. } => {
+                self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
+            }
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);

@@ -13,6 +13,7 @@ use crate::engine::action::{Action, ClientResult, CommandError, DiskOp, LinkActi
 use crate::engine::event::{
     ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
 };
+use crate::engine::handler::Handler;
 use crate::engine::load::{DiskFacts, load};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
@@ -51,6 +52,9 @@ pub(super) struct Node {
     pub wants_link: bool,
     pub link: Option<LinkNr>,
     pub closing: bool,
+    /// Helpers that were run, in order, and the exit codes of those that are not to end with 0.
+    pub helpers: Vec<Handler>,
+    pub exit_codes: BTreeMap<Handler, u8>,
 }
 
 impl Node {
@@ -77,6 +81,8 @@ impl Node {
             wants_link: false,
             link: None,
             closing: false,
+            helpers: Vec::new(),
+            exit_codes: BTreeMap::new(),
         }
     }
 
@@ -168,6 +174,11 @@ impl Pair {
             }
             Action::CommandDone { id, result } => {
                 assert!(node.results.insert(id, result).is_none(), "command answered twice");
+            }
+            Action::RunHandler { run, handler, .. } => {
+                node.helpers.push(handler);
+                let code = node.exit_codes.get(&handler).copied().unwrap_or(0);
+                self.event(n, Event::HandlerDone { run, code });
             }
             Action::SetTimer { timer, at } => {
                 node.timers.insert(timer, at);

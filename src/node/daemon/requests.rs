@@ -11,7 +11,7 @@ use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
 use crate::engine::event::Command;
 use crate::engine::status::ResourceStatus;
-use crate::node::options::{engine_disk, engine_net, link_config};
+use crate::node::options::{engine_disk, engine_net, engine_resource, link_config};
 use crate::node::{AttachSpec, MetaPlace, Shard, ShardEnd, ShardOptions};
 use crate::units::{Minor, VolumeNr};
 use crate::wire::state::StateResult;
@@ -96,7 +96,7 @@ impl Daemon {
                 self.net_options(&resource, &options, set_defaults).await.into()
             }
             Request::ResourceOptions { resource, options, set_defaults } => {
-                self.resource_options(&resource, options, set_defaults).into()
+                self.resource_options(&resource, options, set_defaults).await.into()
             }
             Request::DelVolume { resource, volume } => self.del_volume(&resource, volume).await.into(),
             Request::DelResource { resource } => self.del_resource(&resource).await.into(),
@@ -127,6 +127,7 @@ impl Daemon {
         let shard_options =
             ShardOptions { name: resource.clone(), ring: self.settings.ring, changed: Box::new(changed) };
         let (shard, end) = Shard::start(shard_options).await?;
+        let resource_options = engine_resource(&options);
         let entry = Entry { shard: shard.clone(), options, volumes: [].into(), net: None };
         self.registry.lock().insert(resource.clone(), entry);
         let (daemon, name) = (Arc::downgrade(self), resource.clone());
@@ -138,6 +139,7 @@ impl Daemon {
                 daemon.forget(&name);
             }
         });
+        shard.command(VolumeNr(0), Command::ResourceOptions(resource_options)).await?;
         if let Some(status) = shard.status().await {
             self.on_change(&resource, &status);
         }
@@ -221,15 +223,16 @@ impl Daemon {
         Ok(())
     }
 
-    fn resource_options(&self, resource: &str, options: ResourceOptions, set_defaults: bool) -> Done {
-        self.registry.with(resource, |entry| {
+    async fn resource_options(&self, resource: &str, options: ResourceOptions, set_defaults: bool) -> Done {
+        let (shard, options) = self.registry.with(resource, |entry| {
             if set_defaults {
                 entry.options = options;
             } else {
                 entry.options.overlay(&options);
             }
-            Ok(())
-        })
+            Ok((entry.shard.clone(), entry.options.clone()))
+        })?;
+        shard.command(VolumeNr(0), Command::ResourceOptions(engine_resource(&options))).await
     }
 
     // --- disks ---

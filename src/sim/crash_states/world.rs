@@ -247,6 +247,7 @@ impl World {
             Action::CommandDone { id, result } => {
                 node.results.insert(id, result);
             }
+            Action::RunHandler { run, .. } => self.event(n, Event::HandlerDone { run, code: 0 }),
             Action::SetTimer { timer, at } => {
                 node.timers.insert(timer, at);
             }
