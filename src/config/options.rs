@@ -174,8 +174,7 @@ option_section!(
     "cpu-mask" cpu_mask: String = text(CPU_MASK_LEN_MAX),
         PLAIN.syncer().pending(&[""], "threads run on any processor for now");
     /// No disk with good data can be reached.
-    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError),
-        PLAIN.syncer().pending(&["io-error"], "such requests fail for now");
+    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError), PLAIN.syncer();
 );
 
 option_section!(

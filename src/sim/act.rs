@@ -40,9 +40,7 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
-            Action::RunHandler { run, .. } => {
-                self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
-            }
+            Action::RunHandler { run, handler, .. } => self.run_helper(node, run, handler),
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);
@@ -185,6 +183,9 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
         }
+        if result.is_ok() {
+            self.check_freeze(node, id.0);
+        }
         let vol = &self.nodes[node].volumes[pending.volume];
         let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
         let failed = vol.write_failed == now;
@@ -257,6 +258,7 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        self.note_freeze(node, old, new);
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
             self.nodes[node].unlimited = true;
         }

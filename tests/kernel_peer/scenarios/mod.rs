@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk_loss;
+mod fencing;
 mod metadata;
 mod resync;
 mod sync;
@@ -35,6 +36,15 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
     Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
+    Case {
+        name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",
+        run: fencing::a_diskless_udrbd_primary_waits_for_the_kernel,
+    },
+    Case {
+        name: "fencing::the_secondary_is_outdated_by_a_disconnect",
+        run: fencing::the_secondary_is_outdated_by_a_disconnect,
+    },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
