@@ -350,7 +350,11 @@ fn build(
     let helper = move |run: HandlerRun, handler: Handler, volume: Option<VolumeNr>| {
         let own = own.clone();
         // Whoever waits for it may be gone by then.
-        let end = move |code| drop(own.upgrade().map(|own| own.send(Message::HelperDone { run, code })));
+        let end = move |code| {
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(Message::HelperDone { run, code });
+            }
+        };
         call(handler, volume, Box::new(end));
     };
     Ok(Core::new(Parts {
