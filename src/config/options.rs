@@ -121,8 +121,7 @@ option_section!(
     /// Error of the backing device.
     "on-io-error" on_io_error: OnIoError = word(OnIoError::Detach), PLAIN;
     /// Primary without its peer.
-    "fencing" fencing: Fencing = word(Fencing::DontCare),
-        PLAIN.pending(&["dont-care"], "the peer is never fenced for now");
+    "fencing" fencing: Fencing = word(Fencing::DontCare), PLAIN;
     /// Order writes with barriers.
     "disk-barrier" disk_barrier: bool = flag(false), PLAIN.negated("no-disk-barrier");
     /// Order writes with flushes.
