@@ -421,8 +421,7 @@ impl Engine {
         let (v, range) = (request.volume, request.range);
         if !request.done {
             let Some(vol) = self.volumes.get_mut(&v) else { return };
-            let on_both = request.retired && request.net == Side::Ok;
-            if vol.state.is_suspended() && !on_both && !eager {
+            if vol.state.is_suspended() && !eager {
                 return;
             }
             let own_counts = request.local == Side::Ok && vol.state.disk == DiskState::UpToDate;

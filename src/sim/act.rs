@@ -306,7 +306,10 @@ impl World {
             self.nodes[node].illegal = None;
         }
         if new.conn == ConnState::ProtocolError {
-            let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            let Some(illegal) = self.nodes[node].illegal.clone() else {
+                // The engine's own decision: frozen writes are not for this peer.
+                return self.coverage.count(Group::Fault, "aborted connect");
+            };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
             // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find
             // out before a block moved, and start over.

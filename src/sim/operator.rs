@@ -211,6 +211,7 @@ impl World {
                 self.nodes[node].refused_attach += 1;
             }
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
+            Order::ResumeIo if result.is_ok() => self.forget_freeze(node),
             _ => {}
         }
         self.nodes[node].results.insert(id, result);
