@@ -1,11 +1,12 @@
 //! Suspended I/O: what waits, what is kept when the link goes meanwhile, and how it goes on (behaviour.md 6.8).
 //!
-//! While a `susp` flag is set nothing of the applications is admitted and nothing is completed to them. When the link is lost while I/O waits for fencing or for data, the writes that no barrier
-//! acknowledgement covers are *frozen*: neither lost nor marked, and kept with their data. Ways out: they are *sent again* to
-//! a peer that came back in the same generation, or they are *lost* like those of any link, after the generation that was put
-//! off has begun. Invariants: the flags belong to the resource, every volume carries the same; nothing new goes to the peer
-//! before what is frozen was sent again, in its order and its epochs; a write that was frozen and cannot be sent again is
-//! marked, in a generation that makes the next handshake look at the marks.
+//! While a `susp` flag is set nothing of the applications is admitted and nothing is completed to them. When the link is lost
+//! while I/O waits for fencing or for data, the writes that no barrier acknowledgement covers are *frozen*: neither lost nor
+//! marked, and kept with their data. Ways out: they are *sent again* to a peer that came back in the same generation, or they
+//! are *lost* like those of any link, after the generation that was put off has begun. Invariants: the flags belong to the
+//! resource, every volume carries the same; nothing new goes to the peer before what is frozen was sent again, in its order and
+//! its epochs; a write that was frozen and cannot be sent again is marked, in a generation that makes the next handshake look
+//! at the marks.
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
