@@ -146,7 +146,7 @@ impl Engine {
 
     /// Whether I/O would have to freeze for a peer that is behind anyhow. `protocol`: the one that is to be, else the present.
     pub(crate) fn stonith_with_a(&self, fencing: Fencing, protocol: Option<ReplProtocol>) -> bool {
-        let protocol = protocol.or(self.conn.opts.as_ref().map(|o| o.protocol));
+        let protocol = protocol.or_else(|| self.conn.opts.as_ref().map(|o| o.protocol));
         fencing == Fencing::ResourceAndStonith && protocol == Some(ReplProtocol::A)
     }
 

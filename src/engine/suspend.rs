@@ -224,8 +224,9 @@ impl Engine {
             self.epochs.close();
         }
         self.resend_due = false;
+        let last = self.epochs.last();
         for flush in self.flushes.values_mut() {
-            flush.epoch = flush.epoch.and(self.epochs.last());
+            flush.epoch = flush.epoch.and(last);
         }
         for (id, v) in std::mem::take(&mut self.frozen_flushes) {
             self.start_flush(id, v);
