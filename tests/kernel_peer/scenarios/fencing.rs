@@ -81,9 +81,9 @@ pub fn the_secondary_is_outdated_by_a_disconnect(bench: &mut Bench) -> Outcome {
     for kernel_goes in [false, true] {
         for kernel_is_primary in [true, false] {
             if kernel_is_primary {
-                pair.promote_kernel()?
+                pair.promote_kernel()?;
             } else {
-                pair.promote_udrbd()?
+                pair.promote_udrbd()?;
             }
             if kernel_goes {
                 pair.kernel.drbdadm("disconnect r0")?;
@@ -166,9 +166,9 @@ fn exit_codes(bench: &mut Bench, fencing: &str, rows: &[Row]) -> Outcome {
     let code = pair.lab.share().join("fence-code");
     for kernel in [true, false] {
         if kernel {
-            pair.promote_kernel()?
+            pair.promote_kernel()?;
         } else {
-            pair.promote_udrbd()?
+            pair.promote_udrbd()?;
         }
         let alone = Alone { pair: &pair, kernel };
         for (nr, (exit, pdsk, frozen)) in (0u64..).zip(rows) {
@@ -235,9 +235,9 @@ pub fn a_promotion_asks_the_helper(bench: &mut Bench) -> Outcome {
     for kernel in [true, false] {
         // The other node is the Primary that goes away.
         if kernel {
-            pair.promote_udrbd()?
+            pair.promote_udrbd()?;
         } else {
-            pair.promote_kernel()?
+            pair.promote_kernel()?;
         }
         let node = Alone { pair: &pair, kernel };
         pair.lab.cable(KERNEL_CABLE, Cable::Cut)?;
