@@ -28,6 +28,8 @@ use crate::node::Shard;
 pub struct Settings {
     /// Path of the NBD socket, for the URIs in status.
     pub nbd_socket: PathBuf,
+    /// For what outlives the daemon.
+    pub state_dir: PathBuf,
     /// Which ring the disks use.
     pub ring: RingChoice,
 }

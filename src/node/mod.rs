@@ -23,7 +23,8 @@ mod volume;
 
 pub mod daemon;
 pub mod exports;
-pub mod options;
+pub mod last_known;
+mod options;
 pub mod run;
 pub mod startup;
 

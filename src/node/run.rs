@@ -84,7 +84,11 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     };
     let nbd_socket = absolute(&options.run_dir).join("nbd.sock");
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
-    let daemon = Daemon::new(Settings { nbd_socket: nbd_socket.clone(), ring: options.ring });
+    let daemon = Daemon::new(Settings {
+        nbd_socket: nbd_socket.clone(),
+        state_dir: absolute(&options.state_dir),
+        ring: options.ring,
+    });
     // Before anything that a signal could cut short.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;

@@ -10,5 +10,6 @@ mod crashes;
 mod harness;
 mod load;
 mod refusals;
+mod resize;
 mod starts;
 mod whole_life;

@@ -10,7 +10,9 @@ use crate::control::proto::{Event, Version};
 use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
 use crate::engine::event::Command;
+use crate::engine::options::ResizeOptions;
 use crate::engine::status::ResourceStatus;
+use crate::node::last_known::LastKnownFile;
 use crate::node::options::{engine_disk, engine_net, engine_resource, link_config};
 use crate::node::{AttachSpec, MetaPlace, Shard, ShardEnd, ShardOptions};
 use crate::units::{Minor, VolumeNr};
@@ -39,6 +41,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Invalidate { .. } => "invalidate",
         Request::InvalidateRemote { .. } => "invalidate-remote",
         Request::NewCurrentUuid { .. } => "new-current-uuid",
+        Request::Resize { .. } => "resize",
         Request::PauseSync { .. } => "pause-sync",
         Request::ResumeSync { .. } => "resume-sync",
         Request::DiskOptions { .. } => "disk-options",
@@ -86,6 +89,18 @@ impl Daemon {
             }
             Request::NewCurrentUuid { resource, volume, clear_bitmap } => {
                 command(resource, volume, Command::NewCurrentUuid { clear_bitmap }).await.into()
+            }
+            Request::Resize {
+                resource,
+                volume,
+                size,
+                assume_clean,
+                assume_peer_has_space,
+                al_stripes,
+                al_stripe_size_kib: al_stripe_kib,
+            } => {
+                let options = ResizeOptions { size, assume_clean, assume_peer_has_space, al_stripes, al_stripe_kib };
+                self.resize(&resource, volume, options).await.into()
             }
             Request::PauseSync { resource, volume } => command(resource, volume, Command::PauseSync).await.into(),
             Request::ResumeSync { resource, volume } => command(resource, volume, Command::ResumeSync).await.into(),
@@ -262,6 +277,10 @@ impl Daemon {
             meta,
             options: engine_disk(&options),
             owner: format!("{resource}/{volume}"),
+            last_known: self.registry.with(resource, |entry| {
+                let minor = entry.volumes.get(&volume).map(|volume| volume.minor);
+                Ok(minor.map(|minor| LastKnownFile::of(&self.settings.state_dir, minor)))
+            })?,
         };
         shard.attach(spec).await?;
         self.remember_disk(resource, volume, options)
@@ -293,6 +312,16 @@ impl Daemon {
         })?;
         shard.command(volume, Command::DiskOptions(engine_disk(&options))).await?;
         self.remember_disk(resource, volume, options)
+    }
+
+    async fn resize(&self, resource: &str, volume: VolumeNr, options: ResizeOptions) -> Done {
+        self.shard_of(resource, volume)?.resize(volume, options).await?;
+        self.registry.with(resource, |entry| {
+            if let Some(volume) = entry.volumes.get_mut(&volume) {
+                volume.options.size = (options.size.0 > 0).then_some(options.size);
+            }
+            Ok(())
+        })
     }
 
     // --- connection ---
