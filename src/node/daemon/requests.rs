@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Daemon;
 use super::registry::{Entry, NetEntry, VolumeEntry};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
+use crate::control::handlers::Handlers;
 use crate::control::proto::{Event, Version};
 use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
@@ -60,12 +61,14 @@ impl Daemon {
     /// Carries a request out.
     pub async fn carry_out(self: &Arc<Self>, request: Request) -> Reply {
         let command = |resource: String, volume: VolumeNr, command: Command| async move {
-            self.registry.shard(&resource)?.command(volume, command).await
+            self.shard_of(&resource, volume)?.command(volume, command).await
         };
         match request {
-            Request::NewResource { resource, options } => self.new_resource(resource, options).await.into(),
+            Request::NewResource { resource, options, handlers } => {
+                self.new_resource(resource, options, handlers.map(|handlers| *handlers)).await.into()
+            }
             Request::NewVolume { resource, volume, minor, device, options } => {
-                self.new_volume(&resource, volume, VolumeEntry { minor, device, options }).await.into()
+                self.new_volume(&resource, volume, VolumeEntry { minor, device, options, backing: None }).await.into()
             }
             Request::Attach { resource, volume, backing, meta_disk, options } => {
                 self.attach(&resource, volume, backing, meta_disk, options).await.into()
@@ -125,12 +128,20 @@ impl Daemon {
 
     // --- resources and volumes ---
 
-    async fn new_resource(self: &Arc<Self>, resource: String, options: ResourceOptions) -> Done {
+    async fn new_resource(
+        self: &Arc<Self>,
+        resource: String,
+        options: ResourceOptions,
+        handlers: Option<Handlers>,
+    ) -> Done {
         if resource.is_empty() || resource.contains(['/', '\0']) {
             return Err(ErrorReply::usage(format!("{resource:?} cannot be the name of a resource")));
         }
         let _changing = self.changing.lock().await;
-        if self.registry.lock().contains_key(&resource) {
+        if let Some(entry) = self.registry.lock().get_mut(&resource) {
+            if let Some(handlers) = handlers {
+                entry.handlers = handlers;
+            }
             return Ok(());
         }
         let (daemon, name) = (Arc::downgrade(self), resource.clone());
@@ -139,11 +150,21 @@ impl Daemon {
                 daemon.on_change(&name, &status);
             }
         };
-        let shard_options =
-            ShardOptions { name: resource.clone(), ring: self.settings.ring, changed: Box::new(changed) };
+        let shard_options = ShardOptions {
+            name: resource.clone(),
+            ring: self.settings.ring,
+            changed: Box::new(changed),
+            helper: self.helper_caller(&resource),
+        };
         let (shard, end) = Shard::start(shard_options).await?;
         let resource_options = engine_resource(&options);
-        let entry = Entry { shard: shard.clone(), options, volumes: [].into(), net: None };
+        let entry = Entry {
+            shard: shard.clone(),
+            options,
+            volumes: [].into(),
+            net: None,
+            handlers: handlers.unwrap_or_default(),
+        };
         self.registry.lock().insert(resource.clone(), entry);
         let (daemon, name) = (Arc::downgrade(self), resource.clone());
         tokio::spawn(async move {
@@ -214,7 +235,7 @@ impl Daemon {
 
     async fn del_volume(&self, resource: &str, volume: VolumeNr) -> Done {
         let _changing = self.changing.lock().await;
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         shard.del_volume(volume).await?;
         self.registry.with(resource, |entry| {
             entry.volumes.remove(&volume);
@@ -261,6 +282,12 @@ impl Daemon {
         options: DiskOptions,
     ) -> Done {
         let shard = self.shard_of(resource, volume)?;
+        self.registry.with(resource, |entry| {
+            if let Some(volume) = entry.volumes.get_mut(&volume) {
+                volume.backing = Some(backing.clone());
+            }
+            Ok(())
+        })?;
         let meta = match meta_disk {
             MetaDisk::Internal => MetaPlace::Internal,
             MetaDisk::Flexible { dev } => MetaPlace::Flexible(absolute(dev)?),
@@ -296,10 +323,15 @@ impl Daemon {
     }
 
     fn shard_of(&self, resource: &str, volume: VolumeNr) -> Result<Shard, ErrorReply> {
-        self.registry.with(resource, |entry| match entry.volumes.get(&volume) {
-            Some(_) => Ok(entry.shard.clone()),
-            None => Err(ErrorReply::code(127).detail("unknown minor")),
-        })
+        // drbdsetup names a volume by its minor: without one the resource does not matter.
+        let registry = self.registry.lock();
+        let entry = registry.get(resource).filter(|entry| entry.volumes.contains_key(&volume));
+        entry.map(|entry| entry.shard.clone()).ok_or_else(|| ErrorReply::code(127).detail("unknown minor"))
+    }
+
+    fn shard_with_connection(&self, resource: &str) -> Result<Shard, ErrorReply> {
+        // As it names a connection by its addresses.
+        self.registry.shard(resource).map_err(|_| ErrorReply::code(162).detail("unknown connection"))
     }
 
     async fn disk_options(&self, resource: &str, volume: VolumeNr, set: DiskOptions, set_defaults: bool) -> Done {
@@ -352,7 +384,7 @@ impl Daemon {
     }
 
     pub(super) async fn disconnect(&self, resource: &str, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_with_connection(resource)?;
         shard.command(VolumeNr(0), Command::Disconnect { force }).await?;
         self.registry.with(resource, |entry| {
             entry.net = None;
@@ -361,6 +393,7 @@ impl Daemon {
     }
 
     async fn net_options(&self, resource: &str, set: &NetOptions, set_defaults: bool) -> Done {
+        self.shard_with_connection(resource)?;
         let (shard, net) = self.registry.with(resource, |entry| match &entry.net {
             None => Err(ErrorReply::code(162).detail("unknown connection")),
             Some(net) => {
@@ -387,7 +420,7 @@ impl Daemon {
     // --- roles ---
 
     pub(super) async fn secondary(&self, resource: &str, volume: VolumeNr, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         let mut tries = if force { FORCED_TRIES } else { 1 };
         loop {
             if force {
