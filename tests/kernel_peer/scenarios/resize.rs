@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use xtask::harness::Verdict;
 use xtask::lab::drbd::{data_size, noise};
 use xtask::lab::{LabError, wait_until};
 
