@@ -177,7 +177,10 @@ impl Engine {
         }
         let plan = match self.plan_resize(v, &opts) {
             Ok(plan) => plan,
-            Err(error) => return self.command_done(id, Err(error)),
+            Err(error) => {
+                self.keep_size(v);
+                return self.command_done(id, Err(error));
+            }
         };
         if *step == ResizeStep::Check {
             *step = ResizeStep::Drain;
@@ -214,6 +217,16 @@ impl Engine {
             }
         }
         self.finish_resize(&pending, &plan, &opts);
+    }
+
+    /// A smaller size that did not come about is taken back.
+    fn keep_size(&mut self, v: VolumeNr) {
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let Some(agreed) = vol.disk.as_ref().map(|disk| disk.sb.effective_size) else { return };
+        if vol.size < agreed && vol.state.disk >= DiskState::Inconsistent {
+            vol.size = agreed;
+            self.out.push(Action::Notice(Notice::Size { volume: v, size: agreed }));
+        }
     }
 
     /// Everything is where it belongs: takes over the size and tells the peer.
@@ -340,14 +353,16 @@ impl Engine {
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.resize.after_negotiation = false;
         }
-        if self.state(v).conn == ConnState::Connected {
-            self.resync_after_grow(v);
-        }
+        self.resync_after_grow(v);
     }
 
     fn resync_after_grow(&mut self, v: VolumeNr) {
-        self.log(Level::Info, Some(v), "Resync of new storage after online grow");
         let state = self.state(v);
+        if state.conn != ConnState::Connected {
+            // Another one begins or runs, and finds the new bits.
+            return;
+        }
+        self.log(Level::Info, Some(v), "Resync of new storage after online grow");
         let source = if state.role == state.peer { self.conn.resolve_conflicts } else { state.role == Role::Primary };
         if source {
             self.start_source(v);

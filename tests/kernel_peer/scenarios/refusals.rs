@@ -57,14 +57,13 @@ const NOTHING: &[Step] = &[
     Says(Me, "down r0", 0, ""),
 ];
 
-/// Connected, nobody has good data.
+/// Connected, nobody has good data. (`invalidate` is not among it: the kernel makes the source's disk good by the way, udrbd as
+/// the source refuses.)
 const FRESH: &[Step] = &[
     Connection(Me, "Connected"),
     Disks(Me, "Inconsistent/Inconsistent"),
     Says(Me, "primary r0", 17, "(-2) Need access to UpToDate data"),
     Says(Me, "resize r0", 10, "(131) Need one Primary node to resize."),
-    Says(Me, "invalidate r0", 17, "(-2) Need access to UpToDate data"),
-    Says(Me, "invalidate-remote r0", 17, "(-2) Need access to UpToDate data"),
     Says(Me, "new-current-uuid r0", 10, "(151) Need to be StandAlone"),
     Says(Me, "connect r0", 10, "(102) Local address(port) already in use."),
     Says(Me, "attach r0", 20, "Device '0' is configured!"),
@@ -107,7 +106,8 @@ const PRIMARY: &[Step] = &[
     Says(Peer, "detach r0", 0, ""),
     Disks(Me, "UpToDate/Diskless"),
     Says(Me, "detach r0", 17, "(-2) Need access to UpToDate data"),
-    Says(Me, "invalidate-remote r0", 11, "(-5) Can not resync without remote disk"),
+    // Nothing to do, as it says.
+    Says(Me, "invalidate-remote r0", 0, ""),
     Says(Peer, "attach r0", 0, ""),
     Disks(Me, "UpToDate/UpToDate"),
     // Its own goes; the peer's is the last.
@@ -139,7 +139,7 @@ const SECONDARY: &[Step] = &[
     Disks(Me, "UpToDate/Diskless"),
     Says(Me, "detach r0", 11, "(-10) State change was refused by peer node"),
     Says(Me, "disconnect r0", 11, "(-10) State change was refused by peer node"),
-    Says(Me, "invalidate r0", 11, "(-5) Can not resync without remote disk"),
+    Says(Me, "invalidate r0", 0, ""),
     Says(Peer, "attach r0", 0, ""),
     Disks(Me, "UpToDate/UpToDate"),
     Says(Peer, "pause-sync r0", 0, ""),
@@ -234,7 +234,7 @@ impl Table<'_> {
         let script = if open {
             "sleep 1000 </dev/drbd0 >/dev/null 2>&1 & echo $! >/tmp/holder"
         } else {
-            "kill $(cat /tmp/holder); while kill -0 $(cat /tmp/holder) 2>/dev/null; do :; done"
+            "kill $(cat /tmp/holder); while grep -qs '^State:.[^Z]' /proc/$(cat /tmp/holder)/status; do :; done"
         };
         self.pair.kernel.guest.sh(script)?;
         Ok(())
