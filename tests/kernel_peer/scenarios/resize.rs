@@ -100,6 +100,7 @@ pub fn the_kernel_takes_a_moved_disk_over(bench: &mut Bench) -> Outcome {
     let alone = noise(5, 1 << 20);
     pair.udrbd.write(0, 12 << 20, &alone, 64 << 10)?;
     pair.udrbd.drbdctl("down r0")?;
+    pair.udrbd.drbdctl("apply-al r0")?;
     let ours = pair.udrbd.drbdctl("dump-md r0")?;
     drop(pair);
 
