@@ -13,6 +13,8 @@ use crate::engine::event::{Command, CommandId, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::fence_peer::Fenced;
 use crate::engine::md::MdDone;
+use crate::engine::options::ResizeOptions;
+use crate::engine::resize::ResizeStep;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
 use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
@@ -35,6 +37,7 @@ pub(crate) enum Job {
     Disconnect { force: bool, outdates: Outdates },
     Change { change: StateChange, retry: bool },
     ResumeIo,
+    Resize { opts: ResizeOptions, step: ResizeStep },
     Md,
 }
 
@@ -138,6 +141,9 @@ impl Engine {
                 }
                 Err(error) => Err(error),
             },
+            Command::Resize(opts) => {
+                return self.start_command(id, v, Job::Resize { opts, step: ResizeStep::Check });
+            }
             Command::PauseSync => self.pause_sync(v),
             Command::ResumeSync => self.resume_sync(v),
             Command::SuspendIo => {
@@ -224,6 +230,7 @@ impl Engine {
             Job::Md => {}
             Job::Primary(_) => self.run_primary(pending, answer),
             Job::Secondary { .. } => self.run_secondary(pending),
+            Job::Resize { .. } => self.run_resize(pending),
             Job::Detach { .. } => self.run_detach(pending, answer),
             Job::Disconnect { .. } => self.run_disconnect(pending, answer),
             Job::ResumeIo => self.run_resume_io(pending),

@@ -41,7 +41,11 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn disk_options(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
+    pub(crate) fn disk_options(
+        &mut self,
+        v: VolumeNr,
+        mut opts: super::options::DiskOptions,
+    ) -> Result<(), CommandError> {
         let now = self.now;
         let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
@@ -58,6 +62,8 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         // The activity log keeps its size until the next attach.
         let al_updates = opts.al_updates;
+        // The size is a matter of `resize`.
+        opts.size = vol.opts.size;
         vol.opts = opts;
         let resumed = al_updates
             && vol.disk.as_mut().is_some_and(|disk| {
