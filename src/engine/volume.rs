@@ -217,6 +217,8 @@ pub(crate) struct Volume {
     pub early_sync_uuid: Option<GenId>,
     /// The lazy bitmap timer runs.
     pub lazy_timer: bool,
+    /// The resync to this node replaces data that diverged: they are saved.
+    pub undo: Option<Box<crate::engine::undo::Undo>>,
     /// A promotion whose superblock is not durable yet: no request is admitted.
     pub promoting: Option<crate::engine::event::CommandId>,
 }
@@ -288,6 +290,7 @@ impl Volume {
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,
+            undo: None,
             promoting: None,
         }
     }

@@ -23,6 +23,7 @@ mod volume;
 
 pub mod daemon;
 pub mod exports;
+pub mod keeper;
 pub mod options;
 pub mod run;
 pub mod startup;

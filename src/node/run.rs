@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::daemon::{Daemon, Settings};
 use super::exports::Table;
+use super::keeper::StateDir;
 use super::startup::{self, StartupError, Which};
 use super::supervisor::install_panic_hook;
 use crate::control::server::Server as ControlServer;
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub control_socket: Option<PathBuf>,
     /// Directory for what must survive a restart; made if it does not exist.
     pub state_dir: PathBuf,
+    /// Most bytes of an undo file; 0: there are none.
+    pub undo_limit: u64,
     /// Configuration file; `None`: DRBD's places.
     pub config: Option<PathBuf>,
     /// Name of this host in the configuration.
@@ -84,7 +87,11 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     };
     let nbd_socket = absolute(&options.run_dir).join("nbd.sock");
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
-    let daemon = Daemon::new(Settings { nbd_socket: nbd_socket.clone(), ring: options.ring });
+    let daemon = Daemon::new(Settings {
+        nbd_socket: nbd_socket.clone(),
+        ring: options.ring,
+        state: Some(StateDir { path: absolute(&options.state_dir), undo_limit: options.undo_limit }),
+    });
     // Before anything that a signal could cut short.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;

@@ -40,6 +40,7 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
+            Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
             Action::RunHandler { run, .. } => {
                 self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
             }
@@ -225,6 +226,7 @@ impl World {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
                 self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
             }
+            Notice::SplitBrain(_) | Notice::Generation { .. } => {}
             Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
                     Some(volume) => format!("vol {volume} log: {text}"),

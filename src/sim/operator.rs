@@ -97,8 +97,11 @@ impl World {
         let (place, facts) = (vol.place(), vol.facts(&it.params));
         let mut io = DeviceIo { device: vol.meta_device(), fuse };
         match load(&mut io, place, facts) {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
                 vol.open = true;
+                loaded.disk.undo = vol.undo.resume(loaded.disk.superblock.current, &vol.data);
+                self.check_undo(node, volume, "when it is attached");
+                let it = &mut self.nodes[node];
                 let opts = it.params.disk.clone();
                 self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
                 true

@@ -4,6 +4,7 @@ mod crash;
 mod disk_loss;
 mod metadata;
 mod resync;
+mod split_brain;
 mod sync;
 
 use xtask::harness::{Case, Verdict};
@@ -35,6 +36,7 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
     Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
