@@ -5,6 +5,7 @@
 //! nothing here waits while it holds the registry's lock; creating and removing is done one at a time.
 
 mod explain;
+mod helpers;
 mod registry;
 mod requests;
 mod stop;
@@ -23,6 +24,7 @@ use crate::control::server::{EVENTS_BEHIND_MAX, Handler, Peer};
 use crate::control::{ErrorReply, Reply, Request};
 use crate::disk::RingChoice;
 use crate::node::Shard;
+use crate::node::helper::HelperSettings;
 use crate::node::keeper::StateDir;
 
 /// What a daemon needs to know of its surroundings.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub ring: RingChoice,
     /// Where what must survive a restart is kept.
     pub state: Option<StateDir>,
+    /// How helper programs are run.
+    pub helpers: HelperSettings,
 }
 
 /// All resources of this node.

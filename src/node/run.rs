@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Resource, getrlimit};
@@ -10,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::daemon::{Daemon, Settings};
 use super::exports::Table;
+use super::helper::HelperSettings;
 use super::keeper::StateDir;
 use super::startup::{self, StartupError, Which};
 use super::supervisor::install_panic_hook;
@@ -38,6 +40,8 @@ pub struct RunOptions {
     pub nbd: Listen,
     /// Which ring the disks use.
     pub ring: RingChoice,
+    /// How long a helper program may take; `None`: for ever.
+    pub handler_timeout: Option<Duration>,
     /// Lock the process into memory, where that is allowed.
     pub lock_memory: bool,
 }
@@ -81,7 +85,7 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     for dir in [&options.run_dir, &options.state_dir] {
         make_dir(dir)?;
     }
-    let resources = match &options.up {
+    let chosen = match &options.up {
         None => None,
         Some(which) => Some(startup::read(options.config.as_deref(), &options.hostname, which)?),
     };
@@ -91,6 +95,11 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
         nbd_socket: nbd_socket.clone(),
         ring: options.ring,
         state: Some(StateDir { path: absolute(&options.state_dir), undo_limit: options.undo_limit }),
+        helpers: HelperSettings {
+            timeout: options.handler_timeout,
+            control_socket: absolute(&control_socket),
+            host: options.hostname.clone(),
+        },
     });
     // Before anything that a signal could cut short.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
@@ -113,7 +122,7 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     let nbd = tokio::spawn(nbd.run());
     let handler = Arc::new(Arc::clone(&daemon));
     let control = tokio::spawn(async move { control.run(handler).await });
-    let start = tokio::spawn(start(Arc::clone(&daemon), resources, options.hostname));
+    let start = tokio::spawn(start(Arc::clone(&daemon), chosen, options.hostname));
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -130,10 +139,10 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     Ok(())
 }
 
-async fn start(daemon: Arc<Daemon>, resources: Option<Vec<crate::config::ResolvedResource>>, host: String) {
-    let resources = match resources {
+async fn start(daemon: Arc<Daemon>, chosen: Option<startup::Chosen>, host: String) {
+    let resources = match chosen {
         None => Vec::new(),
-        Some(resources) => startup::up(&daemon, resources).await,
+        Some(chosen) => startup::up(&daemon, chosen).await,
     };
     // Waiting for a peer may take for ever; the devices are there.
     notify(&[sd_notify::NotifyState::Ready]);

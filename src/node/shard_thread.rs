@@ -23,7 +23,8 @@ use super::supervisor::Poison;
 use super::view::View;
 use crate::control::ErrorReply;
 use crate::disk::{Pool, Ring, RingChoice, RingOptions};
-use crate::engine::event::{Command, Event};
+use crate::engine::event::{Command, Event, HandlerRun};
+use crate::engine::handler::Handler;
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::status::ResourceStatus;
 use crate::engine::undo::UndoAnswer;
@@ -52,7 +53,15 @@ pub struct ShardOptions {
     pub state: Option<StateDir>,
     /// Told about every change with what there is to see after it, from the shard's thread; must not block.
     pub changed: Box<dyn Fn(ResourceStatus) + Send>,
+    /// Runs a helper program, and calls the function with its exit code; called from the shard's thread, must not block.
+    pub helper: HelperCaller,
 }
+
+/// Runs the helper program of an event, for a volume or the connection.
+pub type HelperCaller = Box<dyn Fn(Handler, Option<VolumeNr>, HelperEnd) + Send>;
+
+/// Takes the exit code of a helper program, in any thread.
+pub type HelperEnd = Box<dyn FnOnce(u8) + Send>;
 
 /// How a shard ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +105,10 @@ enum Message {
         volume: VolumeNr,
         reason: String,
         answer: Answer,
+    },
+    HelperDone {
+        run: HandlerRun,
+        code: u8,
     },
     Status {
         answer: oneshot::Sender<ResourceStatus>,
@@ -150,11 +163,12 @@ impl Shard {
         let (ended, end) = oneshot::channel();
         let view = Arc::new(View::default());
         let shard = Self { messages, view: Arc::clone(&view) };
+        let own = shard.messages.downgrade();
         let name = options.name.clone();
         thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| run(options, view, inbox, ready));
+                let run = AssertUnwindSafe(|| run(options, view, own, inbox, ready));
                 let end = catch_unwind(run).unwrap_or_else(|_| ShardEnd::Failed("see the log".to_owned()));
                 // The daemon may be gone.
                 let _ = ended.send(end);
@@ -300,6 +314,7 @@ impl Shard {
 fn run(
     options: ShardOptions,
     view: Arc<View>,
+    own: mpsc::WeakUnboundedSender<Message>,
     inbox: mpsc::UnboundedReceiver<Message>,
     ready: oneshot::Sender<Result<(), ErrorReply>>,
 ) -> ShardEnd {
@@ -316,7 +331,7 @@ fn run(
     let poison = Poison::of_this_thread();
     let local = LocalSet::new();
     let end = local.block_on(&runtime, async {
-        let (core, undo_answers) = match build(options, view) {
+        let (core, undo_answers) = match build(options, view, own) {
             Ok(built) => built,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -349,7 +364,11 @@ fn run(
 
 type UndoAnswers = mpsc::UnboundedReceiver<(VolumeNr, UndoAnswer)>;
 
-fn build(options: ShardOptions, view: Arc<View>) -> Result<(Rc<Core>, UndoAnswers), ErrorReply> {
+fn build(
+    options: ShardOptions,
+    view: Arc<View>,
+    own: mpsc::WeakUnboundedSender<Message>,
+) -> Result<(Rc<Core>, UndoAnswers), ErrorReply> {
     let pool =
         |bytes| Pool::new(bytes).map_err(|error| ErrorReply::io(format!("no memory for {}", options.name), &error));
     let (clients, link, reads) = (pool(CLIENT_BYTES)?, pool(LINK_BYTES)?, pool(READ_BYTES)?);
@@ -363,6 +382,17 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<(Rc<Core>, UndoAnswer
         Ok(keeper) => keeper,
         Err(error) => return Err(ErrorReply::io(format!("cannot start a thread for {}", options.name), &error)),
     };
+    let call = options.helper;
+    let helper = move |run: HandlerRun, handler: Handler, volume: Option<VolumeNr>| {
+        let own = own.clone();
+        // Whoever waits for it may be gone by then.
+        let end = move |code| {
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(Message::HelperDone { run, code });
+            }
+        };
+        call(handler, volume, Box::new(end));
+    };
     let core = Core::new(Parts {
         name: options.name,
         seed,
@@ -372,6 +402,7 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<(Rc<Core>, UndoAnswer
         view,
         keeper,
         watcher: options.changed,
+        helper: Box::new(helper),
     });
     Ok((core, undo_answers))
 }
@@ -458,6 +489,10 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
                     }
                     Ok(())
                 });
+            }
+            Message::HelperDone { run, code } => {
+                core.event(Event::HandlerDone { run, code });
+                core.batch_end();
             }
             Message::Status { answer } => {
                 let _ = answer.send(core.status());

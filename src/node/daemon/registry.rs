@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::model::{Address, DiskOptions, NetOptions, ResourceOptions};
 use crate::control::ErrorReply;
+use crate::control::handlers::Handlers;
 use crate::control::status::{Frontend, ResourceExtras, VolumeExtras};
 use crate::node::Shard;
 use crate::units::{Minor, VolumeNr};
@@ -25,6 +26,8 @@ pub struct Entry {
     pub net: Option<NetEntry>,
     /// Name of the peer that it was connected to last, for people.
     pub last_peer: Option<String>,
+    /// Its helper programs.
+    pub handlers: Handlers,
 }
 
 /// One volume.
@@ -36,6 +39,8 @@ pub struct VolumeEntry {
     pub device: Option<String>,
     /// As set.
     pub options: DiskOptions,
+    /// Backing device of the last attach.
+    pub backing: Option<String>,
 }
 
 /// One connection.

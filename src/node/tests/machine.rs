@@ -113,6 +113,7 @@ impl Machine {
             ring: self.setup.ring,
             state: None,
             changed: Box::new(move |status| bell.ring(&status)),
+            helper: Box::new(|_, _, end| end(0)),
         };
         let (shard, end) = rt.block_on(Shard::start(options)).expect("a shard");
         rt.block_on(shard.new_volume(V, self.setup.disk.clone())).expect("a volume");
