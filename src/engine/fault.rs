@@ -191,6 +191,10 @@ faults! {
             "What the peer's applications overwrite during the resync of a split brain is not saved.";
         UndoForgotten, "undo-forgotten",
             "After a restart the rest of a split brain's resync overwrites without saving.";
+        NewBitsForgotten, "new-bits-forgotten",
+            "A node that has grown does not mark the new part.";
+        OldPlaceGivenUpEarly, "old-place-given-up-early",
+            "The old superblock of metadata that move is wiped before the new one is written (S23).";
         SourceDoneEarly, "source-done-early",
             "The source clears bits when it answers, and finishes without the target's word.";
     }

@@ -310,6 +310,8 @@ impl Engine {
         let (v, from, end) = (job.volume, job.step.end, job.blocks.end);
         let next = self.volumes.get(&v).and_then(|vol| {
             let undo = vol.undo.as_ref().filter(|undo| undo.phase == Phase::Saving && vol.disk_usable())?;
+            // A device that has grown since has blocks that the victim did not have.
+            let end = end.min(undo.saved.bits());
             let first = undo.saved.find_first_clear_from(BmBit(from))?.0;
             (first < end).then(|| (first..end.min(first + STEP_BLOCKS), vol.size))
         });

@@ -32,6 +32,8 @@ use crate::node::keeper::StateDir;
 pub struct Settings {
     /// Path of the NBD socket, for the URIs in status.
     pub nbd_socket: PathBuf,
+    /// For what outlives the daemon.
+    pub state_dir: PathBuf,
     /// Which ring the disks use.
     pub ring: RingChoice,
     /// Where what must survive a restart is kept.

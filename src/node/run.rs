@@ -93,6 +93,7 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
     let daemon = Daemon::new(Settings {
         nbd_socket: nbd_socket.clone(),
+        state_dir: absolute(&options.state_dir),
         ring: options.ring,
         state: Some(StateDir { path: absolute(&options.state_dir), undo_limit: options.undo_limit }),
         helpers: HelperSettings {

@@ -224,7 +224,14 @@ impl World {
             Notice::State { volume, old, new } => self.state_changed(node, volume, &old, &new),
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
-                self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
+                let vol = &mut self.nodes[node].volumes[usize::from(volume.0)];
+                vol.size = size.0;
+                vol.undo.resized(size);
+                self.size_announced(usize::from(volume.0));
+            }
+            Notice::MetaMoved { volume, device } => {
+                self.trace.note(self.now, node, 25, device.0, || format!("vol {volume} metadata moved"));
+                self.nodes[node].volumes[usize::from(volume.0)].known_bytes = device.bytes();
             }
             Notice::SplitBrain(_) | Notice::Generation { .. } => {}
             Notice::Log { text, volume, fact, level: _ } => {

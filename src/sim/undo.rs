@@ -21,7 +21,7 @@ use crate::engine::undo::{OldBlocks, UndoAnswer, UndoHead, UndoOrder};
 use crate::undo::UndoIo;
 use crate::undo::file::{Run, UndoFile, belongs};
 use crate::undo::format::{BLOCK, Head};
-use crate::units::GenId;
+use crate::units::{GenId, Sectors};
 
 impl UndoIo for Device {
     fn len(&mut self) -> io::Result<u64> {
@@ -77,6 +77,14 @@ impl SimUndo {
             let _ = if power { device.power_cut() } else { device.process_crash() };
             // As after any start: what was not whole is not there.
             *slot = UndoFile::open(device).ok();
+        }
+    }
+
+    /// The device has this size now: what lies behind its end is nobody's.
+    pub fn resized(&mut self, size: Sectors) {
+        let blocks = self.file.as_ref().map_or(0, |file| file.head().blocks());
+        if size.0 > 0 {
+            self.excused.extend(size.0 / 8..blocks);
         }
     }
 

@@ -32,9 +32,6 @@ use crate::report::{Done, Exit};
 use crate::target::{Target, for_volumes};
 use crate::{ask, out};
 
-/// Where a daemon keeps its state unless told otherwise.
-const DEFAULT_STATE_DIR: &str = "/var/lib/udrbd";
-
 fn refuse(label: &str, word: &str, why: &str) -> Exit {
     out::say(&format!("{label}: split-brain {word} failed: {why}"));
     Exit(10)
@@ -50,7 +47,7 @@ fn state_dir(ctx: &mut Context, call: &Call) -> PathBuf {
         Some(Reply::Version(version)) => version.state_dir.map(PathBuf::from),
         _ => None,
     }
-    .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR))
+    .unwrap_or_else(|| ctx.state_dir())
 }
 
 fn paths(dir: &Path, target: &Target, volume: &Volume) -> UndoPaths {
