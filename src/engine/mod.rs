@@ -13,6 +13,7 @@
 pub mod action;
 pub mod al;
 pub mod dirty;
+pub mod divergence;
 pub mod event;
 pub mod fault;
 pub mod fence;
@@ -24,9 +25,11 @@ pub mod lru;
 pub mod options;
 pub mod progress;
 pub mod rate;
+pub mod refused;
 pub mod split_brain;
 pub mod state;
 pub mod status;
+pub mod undo;
 
 mod admin;
 mod admin_connection;
@@ -116,6 +119,7 @@ pub struct Engine {
     resend_due: bool,
     opts: options::ResourceOptions,
     helpers: helpers::Helpers,
+    undo_jobs: GenSlab<undo::UndoJob>,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -151,6 +155,7 @@ impl Engine {
             resend_due: false,
             opts: options::ResourceOptions::default(),
             helpers: helpers::Helpers::default(),
+            undo_jobs: GenSlab::new(generation()),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -189,6 +194,7 @@ impl Engine {
                 }
             }
             Event::HandlerDone { run, code } => self.on_handler_done(run, code),
+            Event::Undo { volume, answer } => self.on_undo(volume, answer),
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
             Event::BatchEnd => self.end_batch(),

@@ -100,6 +100,8 @@ pub(crate) struct Request {
     pub stale_here: bool,
     /// The local operation was given up (forced detach); its late completion is ignored.
     pub aborted: bool,
+    /// What it overwrites is saved, as far as that is wanted.
+    pub undo_settled: bool,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -214,6 +216,7 @@ impl Engine {
             tried_remote: false,
             stale_here: false,
             aborted: false,
+            undo_settled: false,
         })
     }
 

@@ -23,6 +23,7 @@ use super::stamp::{Content, WriteId};
 use super::trace::Trace;
 use crate::engine::event::{Event, HandlerRun, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::undo::UndoAnswer;
 use crate::units::Timestamp;
 use crate::wire::state::{ConnState, DiskState, Role};
 
@@ -59,6 +60,8 @@ pub(super) enum Due {
     Connect,
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
+    /// Whoever keeps a node's undo files answers.
+    Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
     Back { node: usize },
     /// A fence-peer helper ends; `losses` of the peer so far when it began.
@@ -77,6 +80,7 @@ impl Due {
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
             | Self::Helper { node, .. }
+            | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
@@ -121,6 +125,8 @@ pub enum Checker {
     Frozen,
     /// Status tells the truth.
     Status,
+    /// What a split brain's victim had can be restored.
+    Undo,
     /// Nobody panics, packets are legal.
     Sanity,
 }
@@ -141,6 +147,7 @@ impl Checker {
             Self::Memory => "memory",
             Self::Requests => "requests",
             Self::Status => "status",
+            Self::Undo => "undo",
             Self::Sanity => "sanity",
         }
     }
@@ -264,6 +271,7 @@ pub(super) struct Dice {
     pub driver: Rng,
     pub engine: Rng,
     pub helper: Rng,
+    pub undo: Rng,
 }
 
 impl World {
@@ -314,6 +322,7 @@ impl World {
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
                 helper: Rng::stream(seed, 21),
+                undo: Rng::stream(seed, 8),
             },
             fences: [Fence::default(); 2],
             trace: Trace::new(lines),
@@ -410,6 +419,9 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Undo { node, life, volume, answer } if self.nodes[node].life == life => {
+                self.undo_done(node, volume, answer);
+            }
             Due::Back { node } => {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
@@ -427,7 +439,8 @@ impl World {
             | Due::Continue { .. }
             | Due::Batch { .. }
             | Due::Helper { .. }
-            | Due::Late { .. } => {}
+            | Due::Late { .. }
+            | Due::Undo { .. } => {}
         }
     }
 

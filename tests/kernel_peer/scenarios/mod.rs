@@ -7,6 +7,7 @@ mod metadata;
 mod refusals;
 mod resize;
 mod resync;
+mod split_brain;
 mod sync;
 
 use xtask::harness::{Case, Verdict};
@@ -50,6 +51,7 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "fencing::exit_codes_under_resource_only", run: fencing::exit_codes_under_resource_only },
     Case { name: "fencing::exit_codes_under_stonith", run: fencing::exit_codes_under_stonith },
     Case { name: "fencing::a_promotion_asks_the_helper", run: fencing::a_promotion_asks_the_helper },
+    Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "refusals::of_udrbd", run: refusals::of_udrbd },
