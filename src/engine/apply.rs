@@ -341,9 +341,16 @@ impl Engine {
             Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
-            Effect::SetNewCurrentUuidPending => {
+            Effect::SetNewCurrentUuidPending if self.freezes_requests() => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.new_uuid_pending = true;
+                }
+            }
+            // An effect before this one has let I/O go on: nothing is put off any more.
+            Effect::SetNewCurrentUuidPending => {
+                if self.state_context(v).bitmap_uuid_unset {
+                    self.new_current_uuid(v);
+                    self.send_uuids_durably(v);
                 }
             }
             Effect::SendSyncUuid => self.make_sync_uuid(v),
