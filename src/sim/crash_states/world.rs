@@ -516,8 +516,7 @@ impl World {
 
     /// The device of every node has so many KiB more, and the drivers have seen it.
     pub(super) fn grow(&mut self, kib: u64) {
-        self.recording.known_bytes = Some(self.recording.meta_bytes);
-        self.recording.meta_bytes += kib << 10;
+        self.recording.grow(kib);
         let sizes = DeviceSizes::one(Sectors::from_bytes_floor(self.recording.meta_bytes));
         for n in 0..self.nodes.len() {
             self.nodes[n].meta.resize(self.recording.meta_bytes);
