@@ -25,11 +25,9 @@ impl World {
     pub fn is_quiet(&self) -> bool {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
-        link && self
-            .nodes
-            .iter()
-            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
-            && self.pending.is_empty()
+        link && self.nodes.iter().all(|n| {
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet()) && !n.batch && n.queued.is_empty()
+        }) && self.pending.is_empty()
     }
 
     /// Looks at everything that can be looked at now.
@@ -42,6 +40,7 @@ impl World {
             self.check_views();
             self.check_replicas();
             self.check_promises();
+            self.check_undos();
         }
     }
 
@@ -239,6 +238,7 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.conn >= ConnState::Connected
                     && n.frozen_until < self.now
+                    && !n.volumes.iter().any(|vol| vol.seen.is_suspended())
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()
