@@ -348,7 +348,7 @@ impl World {
             }
             DiskOp::MetaWrite { offset, data, .. } => {
                 // Positions come from a layout of this device.
-                let _ = crate::meta::MetaIo::write_at(&mut node.meta, *offset, data);
+                let _ = MetaIo::write_at(&mut node.meta, *offset, data);
                 None
             }
             _ => None,
