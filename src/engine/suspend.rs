@@ -135,8 +135,15 @@ impl Engine {
     pub(crate) fn thaw(&mut self, clear: &StateChange, fate: Fate) {
         match fate {
             Fate::Resent => {
-                for vol in self.volumes.values_mut() {
-                    vol.new_uuid_pending = false;
+                for v in self.volume_numbers() {
+                    let state = self.state(v);
+                    if state.conn == ConnState::Connected && state.pdsk < DiskState::Inconsistent {
+                        // The peer has no disk to take what was frozen: it finds that out by the generation, when it has one.
+                        self.begin_pending_generation(v);
+                        self.send_uuids_durably(v);
+                    } else if let Some(vol) = self.volumes.get_mut(&v) {
+                        vol.new_uuid_pending = false;
+                    }
                 }
                 if self.faulty(Fault::ResendForgotten) {
                     for key in self.epochs.drain() {
