@@ -305,7 +305,9 @@ impl fmt::Display for NotYetEffective {
     }
 }
 
-const WHY_HANDLERS: &str = "no handler is called for now";
+/// Events for which no program is run yet.
+const IDLE_HANDLERS: &[Handler] = &[Handler::FencePeer, Handler::UnfencePeer, Handler::LocalIoError];
+const WHY_HANDLERS: &str = "nothing calls this handler for now";
 const WHY_PROXY: &str = "there is no DRBD proxy here";
 const WHY_ALTERNATE: &str = "only the first address is used for now";
 
@@ -334,7 +336,7 @@ impl Resource {
         let disk = self.disk.values();
         pending(&mut out, &place("disk"), disk.clone());
         pending(&mut out, &place("startup"), self.startup.values());
-        for (handler, command) in &self.handlers {
+        for (handler, command) in self.handlers.iter().filter(|(handler, _)| IDLE_HANDLERS.contains(handler)) {
             add(&mut out, handler.text(), command, &place("handlers"), WHY_HANDLERS);
         }
         for (option, value) in &self.proxy {

@@ -5,7 +5,7 @@
 //! their own from mirrored inputs. Source: behaviour.md 3.5, wire.md 4.10.
 //!
 //! Stricter than 8.4 in one place: a split brain whose bitmaps do not describe the divergence (rules 41 and 100) and
-//! that is resolved by hand resyncs all blocks; the kernel resyncs what the bitmaps name. The peer needs no knowledge of
+//! that is resolved by hand resyncs all blocks, as one that a policy resolves; the kernel resyncs what the bitmaps name. The peer needs no knowledge of
 //! it, because the bitmaps are or-ed.
 //!
 //! And in another: an Inconsistent disk that holds the newer generation (its read errors were passed on while the peer
@@ -65,8 +65,6 @@ pub struct HandshakeInput<'a> {
     pub policies: AfterSbPolicies,
     /// always-asbp: the policies also count where the bitmaps do not describe the divergence.
     pub always_asbp: bool,
-    /// Whether the policies count at all; if not, only `--discard-my-data` resolves a split brain.
-    pub auto_policies: bool,
     /// A change of the own role to Secondary would succeed at this moment.
     pub can_demote: bool,
     /// rr-conflict.
@@ -327,7 +325,7 @@ impl Run<'_> {
     fn resolve_split_brain(&mut self, auto: bool) -> Result<Verdict, RefuseReason> {
         self.handlers.push(Handler::InitialSplitBrain);
         let mut direction = SbDecision::Undecided;
-        if self.input.auto_policies && (auto || self.input.always_asbp) {
+        if auto || self.input.always_asbp {
             direction = self.recover_automatically();
         }
         if direction == SbDecision::Undecided {

@@ -28,7 +28,12 @@ impl World {
         link && self
             .nodes
             .iter()
-            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
+            .all(|n| {
+                n.volumes.iter().all(|vol| vol.ops.is_empty())
+                    && !n.batch
+                    && n.queued.is_empty()
+                    && n.helpers.is_empty()
+            })
             && self.pending.is_empty()
     }
 
@@ -242,6 +247,7 @@ impl World {
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()
+                    && n.helpers.is_empty()
             });
         let oldest = self.pending.keys().next().copied().filter(|_| at_work);
         if let (Some(id), Some(before)) = (oldest, self.idle)

@@ -12,6 +12,7 @@ use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod policies;
 
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
@@ -21,7 +22,8 @@ const SECOND: u64 = 1_000_000_000;
 #[must_use]
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
-    let params = params(seed, &mut rng);
+    let mut params = params(seed, &mut rng);
+    policies::draw(seed, &mut params);
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
     let steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
@@ -67,6 +69,8 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         fragments: rng.pick(&[0, 0, 5, 50]),
         skewed_sockets: rng.coin(),
         failed_connects: rng.pick(&[0, 0, 0, 20]),
+        helper_ns: 0,
+        helper_fails: 0,
         faults_until: rng.within(30, 90) * SECOND,
     }
 }

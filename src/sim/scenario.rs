@@ -81,6 +81,8 @@ impl Scenario {
             fragments: 0,
             skewed_sockets: false,
             failed_connects: 0,
+            helper_ns: 0,
+            helper_fails: 0,
             faults_until: 0,
         };
         Self { params, inject: None }

@@ -20,7 +20,7 @@ use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
 use super::stamp::{Content, WriteId};
 use super::trace::Trace;
-use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
+use crate::engine::event::{Event, HandlerRun, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::units::Timestamp;
 use crate::wire::state::{ConnState, DiskState, Role};
@@ -58,6 +58,8 @@ pub(super) enum Due {
     Connect,
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
+    /// A helper program ends.
+    Helper { node: usize, life: u64, run: HandlerRun, code: u8 },
     /// A node that an ambush hit starts again.
     Back { node: usize },
     /// A step of the plan.
@@ -73,6 +75,7 @@ impl Due {
             | Self::Lost { node, .. }
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
+            | Self::Helper { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
@@ -251,6 +254,7 @@ pub(super) struct Dice {
     pub net: Rng,
     pub driver: Rng,
     pub engine: Rng,
+    pub helpers: Rng,
 }
 
 impl World {
@@ -290,6 +294,7 @@ impl World {
                 net: Rng::stream(seed, 5),
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
+                helpers: Rng::stream(seed, 22),
             },
             trace: Trace::new(lines),
             coverage: Coverage::default(),
@@ -385,6 +390,7 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Helper { node, life, run, code } if self.nodes[node].life == life => self.helper_ends(node, run, code),
             Due::Back { node } => {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
@@ -394,7 +400,12 @@ impl World {
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
                 self.play(step.what);
             }
-            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } | Due::Late { .. } => {}
+            Due::Disk { .. }
+            | Due::Timer { .. }
+            | Due::Continue { .. }
+            | Due::Batch { .. }
+            | Due::Late { .. }
+            | Due::Helper { .. } => {}
         }
     }
 
