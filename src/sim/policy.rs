@@ -98,7 +98,7 @@ impl World {
         let mut primary = said.map(|said| said.role == Some(Role::Primary));
         primary[node] = vols[node].seen.role == Role::Primary;
         // As the links are given out: the tie breaker takes turns.
-        let breaker = if self.links.len() % 2 == 1 { A } else { 1 - A };
+        let breaker = if self.links.len().is_multiple_of(2) { 1 - A } else { A };
         let meeting = Meeting { node, net: &net, said, primary, breaker };
         let Some(victim) = meeting.victim() else { return };
         let held = primary[victim] && vols[victim].seen.disk >= DiskState::Consistent;
@@ -122,9 +122,9 @@ impl World {
 }
 
 fn policy_name(meeting: &Meeting<'_>) -> String {
-    let (zero, net) = (meeting.net.after_sb_0p.text(), meeting.net);
+    let net = meeting.net;
     match meeting.primary {
-        [false, false] => zero.to_owned(),
+        [false, false] => net.after_sb_0p.text().to_owned(),
         [true, true] => format!("{} with two Primaries", net.after_sb_2p.text()),
         _ => format!("{} with a Primary", net.after_sb_1p.text()),
     }

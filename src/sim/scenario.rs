@@ -107,6 +107,13 @@ impl Scenario {
         self.nodes(|n| n.version = version)
     }
 
+    /// Helper programs take about this long, and so many percent of them fail.
+    #[must_use]
+    pub const fn helpers(mut self, ms: u64, fails: u64) -> Self {
+        (self.params.helper_ns, self.params.helper_fails) = (ms * 1_000_000, fails);
+        self
+    }
+
     /// What both nodes do when their disk fails.
     #[must_use]
     pub fn on_io_error(self, policy: OnIoError) -> Self {
