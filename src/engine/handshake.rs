@@ -15,7 +15,7 @@
 use super::action::Fact;
 use super::gi::{Comparison, GenIds, GiInput, PeerUuids, UuidFlags, Verdict, compare};
 use super::handler::Handler;
-use super::split_brain::{AfterSbPolicies, SbDecision, SbInput, primaries, recover};
+use super::split_brain::{AfterSb, AfterSbPolicies, SbDecision, SbInput, primaries, recover};
 use crate::wire::state::{DiskState, Role};
 
 /// rr-conflict: what a Primary does that must become the target of a resync.
@@ -328,13 +328,15 @@ impl Run<'_> {
         if auto || self.input.always_asbp {
             direction = self.recover_automatically();
         }
-        if direction == SbDecision::Undecided {
-            let peer_discards = self.input.peer.flags.has(UuidFlags::DISCARD_MY_DATA);
-            direction = match (self.input.discard_my_data, peer_discards) {
-                (true, false) => SbDecision::Target,
-                (false, true) => SbDecision::Source,
-                _ => SbDecision::Undecided,
-            };
+        let peer_discards = self.input.peer.flags.has(UuidFlags::DISCARD_MY_DATA);
+        let by_hand = match (self.input.discard_my_data, peer_discards) {
+            (true, false) => SbDecision::Target,
+            (false, true) => SbDecision::Source,
+            _ => SbDecision::Undecided,
+        };
+        let stubborn = by_hand != SbDecision::Undecided && self.peer_stays_primary(direction);
+        if direction == SbDecision::Undecided || stubborn {
+            direction = by_hand;
             self.say_solved(direction, "Split-Brain detected, manually solved.");
         }
         let full = !auto;
@@ -351,6 +353,16 @@ impl Run<'_> {
             self.say("Doing a full sync, since UUIDs where ambiguous.");
         }
         Ok(verdict)
+    }
+
+    /// A peer that lost the vote under call-pri-lost-after-sb cannot be demoted while the nodes meet: for it nothing is decided,
+    /// and it goes by what was said by hand. So does this node then, or both would be the source (8.4's are).
+    fn peer_stays_primary(&self, direction: SbDecision) -> bool {
+        let policies = &self.input.policies;
+        let policy = if self.input.own_role == Role::Primary { policies.two } else { policies.one };
+        direction == SbDecision::Source
+            && self.input.peer_role == Role::Primary
+            && policy == AfterSb::CallPriLostAfterSb
     }
 
     fn recover_automatically(&mut self) -> SbDecision {

@@ -18,10 +18,7 @@ pub(crate) enum AfterHelper {
     /// Nothing: people are told.
     Nothing,
     /// The resync of a volume, from this node or to it.
-    Resync {
-        volume: VolumeNr,
-        source: bool,
-    },
+    Resync { volume: VolumeNr, source: bool },
 }
 
 /// The helpers under way.

@@ -325,7 +325,8 @@ impl World {
                 Some((Kind::Bitmap | Kind::CompressedBitmap, ConnState::Connected)) => {
                     return self.coverage.count(Group::Fault, "a source without a target");
                 }
-                Some((Kind::SyncUuid, ConnState::SyncSource)) => {
+                // So do two nodes of which only one has always-asbp, when the other goes by what was said by hand.
+                Some((Kind::SyncUuid, ConnState::SyncSource | ConnState::WfBitMapS)) => {
                     return self.coverage.count(Group::Fault, "two sources");
                 }
                 _ => {}

@@ -181,7 +181,11 @@ impl Draft {
 
     fn draw(mut self, params: &Params) -> Vec<Step> {
         let end = params.faults_until;
-        let swarm = swarm(&mut self.rng);
+        let mut swarm = swarm(&mut self.rng);
+        if policies::drawn(params) {
+            // Split brains are what they are for.
+            (swarm.bold, swarm.cuts) = (swarm.bold.max(30), swarm.cuts.max(12));
+        }
         if self.rng.percent(60) {
             let count = self.rng.within(2, 8);
             self.storms = (0..count).map(|_| 2 * SECOND + self.rng.below(end - 4 * SECOND)).collect();

@@ -12,7 +12,6 @@ use super::rng::Rng;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError};
 use crate::engine::event::{CommandId, Event, Geometry, HandlerRun, LinkNr, OpId, Timer};
-use crate::engine::handler::Handler;
 use crate::engine::load::DiskFacts;
 use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
@@ -85,7 +84,9 @@ pub struct SimVolume {
     pub failures: u64,
     /// What the node told the other about it.
     pub said: Said,
-    /// The exit code of the helper before the next resync to this node, once it has ended.
+    /// The helper before the next resync to this node that was started last.
+    pub helper_run: Option<HandlerRun>,
+    /// Its exit code, once it has ended.
     pub helper_ended: Option<u8>,
 }
 
@@ -178,7 +179,7 @@ pub struct Node {
     /// Counts power cuts.
     pub powers: u64,
     /// Helper programs that run.
-    pub helpers: BTreeMap<HandlerRun, (Handler, Option<VolumeNr>)>,
+    pub helpers: BTreeSet<HandlerRun>,
     /// Commands under way.
     pub commands: BTreeMap<CommandId, (usize, super::plan::Order)>,
     /// Results of commands.
@@ -238,6 +239,7 @@ impl Node {
                     write_failed: 0,
                     failures: 0,
                     said: Said::default(),
+                    helper_run: None,
                     helper_ended: None,
                     size: 0,
                 }
@@ -258,7 +260,7 @@ impl Node {
             stalled_until: 0,
             life: 0,
             powers: 0,
-            helpers: BTreeMap::new(),
+            helpers: BTreeSet::new(),
             commands: BTreeMap::new(),
             results: BTreeMap::new(),
             batch: false,

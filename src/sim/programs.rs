@@ -10,17 +10,18 @@ use crate::wire::state::ConnState;
 impl World {
     /// A node starts a helper program.
     pub(super) fn helper_starts(&mut self, node: usize, run: HandlerRun, handler: Handler, volume: Option<VolumeNr>) {
-        self.nodes[node].helpers.insert(run, (handler, volume));
+        self.nodes[node].helpers.insert(run);
         if handler == Handler::BeforeResyncTarget
             && let Some(vol) = volume.and_then(|v| self.nodes[node].volumes.get_mut(usize::from(v.0)))
         {
-            vol.helper_ended = None;
+            (vol.helper_run, vol.helper_ended) = (Some(run), None);
         }
         let dice = &mut self.dice.helpers;
         let fails = !self.peace && dice.percent(self.params.helper_fails);
         let code = if fails { u8::try_from(dice.within(1, 9)).unwrap_or(1) } else { 0 };
         self.coverage.count(Group::Fault, &format!("helper {}{}", handler.name(), if fails { " fails" } else { "" }));
-        self.trace.note(self.now, node, 24, run.0, || format!("helper {} {run:?} will end with {code}", handler.name()));
+        self.trace
+            .note(self.now, node, 24, run.0, || format!("helper {} {run:?} will end with {code}", handler.name()));
         if self.params.helper_ns == 0 {
             self.note_helper(node, run, code);
             return self.nodes[node].queued.push_back(Event::HandlerDone { run, code });
@@ -36,13 +37,9 @@ impl World {
     }
 
     fn note_helper(&mut self, node: usize, run: HandlerRun, code: u8) {
-        let Some((handler, volume)) = self.nodes[node].helpers.remove(&run) else { return };
-        let current = |(other, at): &(Handler, Option<VolumeNr>)| (*other, *at) == (handler, volume);
-        // A later run of the same is the one that counts.
-        if handler == Handler::BeforeResyncTarget
-            && !self.nodes[node].helpers.values().any(current)
-            && let Some(vol) = volume.and_then(|v| self.nodes[node].volumes.get_mut(usize::from(v.0)))
-        {
+        self.nodes[node].helpers.remove(&run);
+        // Only the one that was started last counts.
+        for vol in self.nodes[node].volumes.iter_mut().filter(|vol| vol.helper_run == Some(run)) {
             vol.helper_ended = Some(code);
         }
     }

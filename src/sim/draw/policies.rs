@@ -30,7 +30,7 @@ const TWO: [AfterSb; 3] = [AfterSb::Disconnect, AfterSb::ViolentlyAs0p, AfterSb:
 const CONFLICT: [RrConflict; 4] =
     [RrConflict::Disconnect, RrConflict::CallPriLost, RrConflict::Violently, RrConflict::Violently];
 
-/// Adds policies to about a half of the plans, and helpers that take time to about a half.
+/// Adds policies to two in five plans, and helpers that take time to as many.
 pub(super) fn draw(seed: u64, params: &mut Params) {
     let mut rng = Rng::stream(seed, 21);
     if rng.percent(40) {
@@ -40,6 +40,11 @@ pub(super) fn draw(seed: u64, params: &mut Params) {
         params.helper_ns = rng.pick(&[MS, 50 * MS, 500 * MS, 3 * SECOND]);
         params.helper_fails = rng.pick(&[0, 0, 5, 30]);
     }
+}
+
+/// Whether a plan has policies.
+pub(super) fn drawn(params: &Params) -> bool {
+    params.nodes[0].net.after_sb_0p != AfterSb::Disconnect
 }
 
 fn policies(rng: &mut Rng, params: &mut Params) {
@@ -58,7 +63,7 @@ fn policies(rng: &mut Rng, params: &mut Params) {
         params.nodes[1].net.after_sb_0p = rng.pick(&ZERO);
         params.nodes[1].net.after_sb_1p = rng.pick(&ONE);
     }
-    if rng.percent(25) {
+    if rng.percent(60) {
         params.start = Start::SplitBrain;
     }
 }

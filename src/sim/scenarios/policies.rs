@@ -81,9 +81,7 @@ fn s20_a_primary_that_becomes_target_violently_reads_the_survivors_data() {
         s.heal();
         s.a().becomes("SyncTarget Primary");
         s.events(k * 20);
-        for block in [0, 150, 199] {
-            let _ = s.a().read(1024 + block * 8, 8);
-        }
+        s.a().reads(1024 + 199 * 8, 8, writes[B]);
         let late = s.a().write(4096, 8);
         s.settle();
         s.same_data();
