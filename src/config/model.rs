@@ -306,8 +306,8 @@ impl fmt::Display for NotYetEffective {
 }
 
 /// Events for which no program is run yet.
-const IDLE_HANDLERS: &[Handler] = &[Handler::FencePeer, Handler::UnfencePeer, Handler::LocalIoError];
-const WHY_HANDLERS: &str = "nothing calls this handler for now";
+const IDLE_HANDLERS: &[Handler] = &[Handler::LocalIoError];
+const WHY_HANDLERS: &str = "this handler is not called for now";
 const WHY_PROXY: &str = "there is no DRBD proxy here";
 const WHY_ALTERNATE: &str = "only the first address is used for now";
 

@@ -12,6 +12,7 @@ use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
+use crate::engine::refused::Refused;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
@@ -79,6 +80,8 @@ pub(crate) struct Connection {
     pub peer_dry_run: bool,
     pub state_sent: bool,
     pub disconnect_expected: bool,
+    /// How often volumes got connected.
+    pub connects: u64,
     pub end: Option<LinkEnd>,
     /// A link is wanted and not ordered yet.
     pub start_due: bool,
@@ -101,6 +104,8 @@ pub(crate) struct Connection {
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
     pub(crate) barrier_timer: bool,
+    /// Why there is no connection, if the last attempt said so.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Connection {
@@ -117,6 +122,7 @@ impl Connection {
             peer_dry_run: false,
             state_sent: false,
             disconnect_expected: false,
+            connects: 0,
             end: None,
             start_due: false,
             question: None,
@@ -136,6 +142,7 @@ impl Connection {
             since: Timestamp(0),
             request_timer: false,
             barrier_timer: false,
+            refused: None,
         }
     }
 
@@ -245,6 +252,7 @@ impl Engine {
             }
             LinkEvent::Refused { reason } => {
                 self.log(Level::Error, None, format!("{reason}; discarding network configuration"));
+                self.refuse(Refused::Link { reason });
                 self.drop_link(ConnState::Disconnecting);
             }
             LinkEvent::Lost { nr, socket, protocol_error, fatal, reason } => {
@@ -374,6 +382,7 @@ impl Engine {
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
             self.forget_resync(v);
+            self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;
@@ -386,7 +395,7 @@ impl Engine {
                 vol.counters.unacked = 0;
             }
         }
-        self.requests_lost();
+        self.requests_end();
         for v in self.volume_numbers() {
             if self.volumes.get(&v).is_some_and(|vol| vol.disk.is_some()) {
                 self.md_bitmap(v, true, None);
@@ -397,6 +406,7 @@ impl Engine {
         }
         if had_link.is_some() {
             self.log(Level::Info, None, "Connection closed");
+            self.fence_after_loss();
         }
         if end == LinkEnd::Stop || self.conn.state == ConnState::Disconnecting {
             self.set_conn_all(ConnState::StandAlone);

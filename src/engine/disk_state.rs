@@ -9,8 +9,7 @@ use crate::engine::md::MdDone;
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::engine::peer_state::new_size;
 use crate::engine::state::{
-    ChangeMode, Fencing, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach,
-    may_attach_generation,
+    ChangeMode, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach, may_attach_generation,
 };
 use crate::engine::volume::LocalDisk;
 use crate::meta::MdFlags;
@@ -58,9 +57,13 @@ impl Engine {
         new: AttachedDisk,
         opts: DiskOptions,
     ) -> Result<(), CommandError> {
+        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         if vol.disk.is_some() || vol.state.disk != DiskState::Diskless {
             return Err(code(124, ""));
+        }
+        if stonith_with_a {
+            return Err(code(154, ""));
         }
         if opts.size > new.capacity {
             return Err(code(
@@ -85,9 +88,11 @@ impl Engine {
             al_slots,
             al_next_transaction,
             capacity,
+            sizes,
             geometry,
             shared_device,
             path,
+            undo,
         } = new;
         let md = superblock.flags;
         let agreed = superblock.effective_size;
@@ -147,7 +152,7 @@ impl Engine {
             self.log(Level::Info, Some(v), "Suspended AL updates");
         }
         let marked = bitmap.count();
-        let states = attach_states(&before, &state_md, Fencing::DontCare);
+        let states = attach_states(&before, &state_md, opts.fencing);
         let forgets_crash = self.faulty(Fault::CrashedPrimaryEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;
@@ -166,6 +171,7 @@ impl Engine {
         }
         vol.target_maybe_done = false;
         vol.missed_end = false;
+        vol.resize = super::resize::Resizing::default();
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
             sb_durable_flags: superblock.flags,
@@ -175,6 +181,8 @@ impl Engine {
             bitmap,
             al,
             capacity,
+            sizes,
+            moving: false,
             geometry,
             shared_device,
             // What a process before this one wrote may be in the device's cache.
@@ -186,6 +194,9 @@ impl Engine {
         vol.target_unknown = vol.disk.as_ref().is_some_and(|disk| disk.ids().resync_begun());
         let grew = vol.size != size;
         vol.size = size;
+        if let Some(saved) = undo {
+            self.undo_resume(v, &saved, md.contains(MdFlags::CONSISTENT));
+        }
         self.log(
             Level::Info,
             Some(v),
@@ -268,6 +279,7 @@ impl Engine {
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
+                self.undo_detached(v);
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
                 for key in keys {
                     if let Some(request) = self.requests.get_mut(key)

@@ -129,6 +129,19 @@ faults! {
             "A flush is completed before the local disk's flush.";
         FlushIgnoresPeer, "flush-ignores-peer",
             "A flush under protocol C does not wait for the barrier acknowledgements.";
+        // Suspended I/O and fencing.
+        CompletedSuspended, "completed-suspended",
+            "Requests are completed though I/O is suspended.";
+        ResendForgotten, "resend-forgotten",
+            "Frozen writes are not sent again when the peer is back, and not marked.";
+        ThawKeepsUuid, "thaw-keeps-uuid",
+            "I/O goes on after the peer was fenced, without the generation that was put off.";
+        StaleFenceCounts, "stale-fence-counts",
+            "The exit code of fence-peer counts although the peer was connected again meanwhile.";
+        FreezeLiftedEarly, "freeze-lifted-early",
+            "Frozen I/O goes on when the fence-peer helper has ended, whatever it says.";
+        AckedNotResent, "acked-not-resent",
+            "A frozen write that the peer had acknowledged is not sent again, though no barrier acknowledgement covers it.";
         // Volatile caches.
         SuperblockNotDurable, "superblock-not-durable",
             "The superblock is written without FUA and without a flush behind it.";
@@ -201,6 +214,17 @@ faults! {
             "The target calls itself UpToDate while the last blocks are on their way.";
         OldResyncReadsSent, "old-resync-reads-sent",
             "What the source still read for a resync that is over is sent into the next one.";
+        // Undo of a resolved split brain.
+        UndoNotAwaited, "undo-not-awaited",
+            "A block of a split brain's victim is overwritten before its old contents are saved.";
+        UndoMirroredUnsaved, "undo-mirrored-unsaved",
+            "What the peer's applications overwrite during the resync of a split brain is not saved.";
+        UndoForgotten, "undo-forgotten",
+            "After a restart the rest of a split brain's resync overwrites without saving.";
+        NewBitsForgotten, "new-bits-forgotten",
+            "A node that has grown does not mark the new part.";
+        OldPlaceGivenUpEarly, "old-place-given-up-early",
+            "The old superblock of metadata that move is wiped before the new one is written (S23).";
         SourceDoneEarly, "source-done-early",
             "The source clears bits when it answers, and finishes without the target's word.";
     }

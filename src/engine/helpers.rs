@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::engine::action::Action;
-use crate::engine::event::HandlerRun;
+use crate::engine::event::{CommandId, HandlerRun};
 use crate::engine::handler::Handler;
 use crate::units::VolumeNr;
 
@@ -19,6 +19,9 @@ pub(crate) enum AfterHelper {
     Nothing,
     /// The resync of a volume, from this node or to it.
     Resync { volume: VolumeNr, source: bool },
+    /// The peer is fenced or not. `connects`: so often the connection had been there when the helper began; `command`: the
+    /// promotion that waits for it.
+    FencePeer { connects: u64, command: Option<CommandId> },
 }
 
 /// The helpers under way.
@@ -48,6 +51,7 @@ impl Engine {
         match self.helpers.running.remove(&run) {
             None | Some(AfterHelper::Nothing) => {}
             Some(AfterHelper::Resync { volume, source }) => self.on_resync_helper(run, volume, source, code),
+            Some(AfterHelper::FencePeer { connects, command }) => self.on_fence_peer_done(code, connects, command),
         }
     }
 }

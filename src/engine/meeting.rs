@@ -68,6 +68,7 @@ impl Engine {
             peer_dry_run: self.conn.peer_dry_run,
         };
         let mut outcome = decide(&input);
+        self.note_divergence(v, &input, &outcome);
         if self.faulty(Fault::SplitBrainIgnored) && outcome.decision == Decision::Refuse(RefuseReason::SplitBrain) {
             let target = self.conn.resolve_conflicts;
             outcome.decision = if target { Decision::Target { full: false } } else { Decision::Source { full: false } };

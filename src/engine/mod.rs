@@ -6,13 +6,14 @@
 //! events the driver hands over [`Event::BatchEnd`]. Time only comes in through `now`; timers are data ([`Timer`]).
 //!
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
-//! `request` (application I/O), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
+//! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
 //! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
 pub mod action;
 pub mod al;
 pub mod dirty;
+pub mod divergence;
 pub mod event;
 pub mod fault;
 pub mod fence;
@@ -24,9 +25,11 @@ pub mod lru;
 pub mod options;
 pub mod progress;
 pub mod rate;
+pub mod refused;
 pub mod split_brain;
 pub mod state;
 pub mod status;
+pub mod undo;
 
 mod admin;
 mod admin_connection;
@@ -38,6 +41,7 @@ mod blocks;
 mod connection;
 mod disk_state;
 mod epoch;
+mod fence_peer;
 mod flush;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
@@ -55,12 +59,14 @@ mod ranges;
 mod read;
 mod received_epochs;
 mod request;
+mod resize;
 mod resync;
 mod resync_helper;
 mod resync_target;
 pub(crate) mod rng;
 mod slab;
 mod split;
+mod suspend;
 mod verify;
 mod volume;
 mod write;
@@ -109,8 +115,13 @@ pub struct Engine {
     resync_kick: BTreeSet<VolumeNr>,
     /// Volumes where there is room for waiting requests.
     admit_due: BTreeSet<VolumeNr>,
+    /// Flushes that came while I/O was suspended.
+    frozen_flushes: Vec<(event::RequestId, VolumeNr)>,
+    /// What is frozen is to be sent again, as soon as every state on the way allows it.
+    resend_due: bool,
     opts: options::ResourceOptions,
     helpers: helpers::Helpers,
+    undo_jobs: GenSlab<undo::UndoJob>,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -142,8 +153,11 @@ impl Engine {
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
             admit_due: BTreeSet::new(),
+            frozen_flushes: Vec::new(),
+            resend_due: false,
             opts: options::ResourceOptions::default(),
             helpers: helpers::Helpers::default(),
+            undo_jobs: GenSlab::new(generation()),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -166,6 +180,7 @@ impl Engine {
             Event::Opened { volume } => self.on_opened(volume, true),
             Event::Closed { volume } => self.on_opened(volume, false),
             Event::Disk { op, result } => self.on_disk(op, result),
+            Event::DiskSize { volume, sizes } => self.on_disk_size(volume, sizes),
             Event::DiskClosed { volume } => self.on_disk_closed(volume),
             Event::Link(event) => self.on_link(event),
             Event::Packet { link, socket, volume, packet } => {
@@ -181,6 +196,7 @@ impl Engine {
                 }
             }
             Event::HandlerDone { run, code } => self.on_handler_done(run, code),
+            Event::Undo { volume, answer } => self.on_undo(volume, answer),
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
             Event::BatchEnd => self.end_batch(),

@@ -9,9 +9,11 @@ use crate::engine::connection::AfterPing;
 use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, RefuseReason};
 use crate::engine::md::MdDone;
+use crate::engine::refused::Refused;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
 };
+use crate::engine::suspend::Fate;
 use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
@@ -49,6 +51,7 @@ impl Engine {
         if let Some(what) = mismatch {
             let hint = "make both nodes' configuration agree, then connect again";
             self.log(Level::Error, None, format!("incompatible {what} settings; {hint}"));
+            self.refuse(Refused::Settings { what });
             return self.drop_link(ConnState::Disconnecting);
         }
         self.conn.peer_protocol = true;
@@ -79,6 +82,7 @@ impl Engine {
         for (what, differs) in [("verify-alg", verify), ("csums-alg", csums)] {
             if let Some((mine, theirs)) = differs {
                 self.log(Level::Error, Some(v), format!("Different {what} settings. me=\"{mine}\" peer=\"{theirs}\""));
+                self.refuse(Refused::Settings { what });
                 return self.drop_link(ConnState::Disconnecting);
             }
         }
@@ -101,6 +105,7 @@ impl Engine {
         vol.peer.disk_size = p.d_size;
         vol.peer.max_bio_bytes = p.max_bio_size;
         let state = vol.state;
+        let old_size = vol.size;
         let local = vol
             .disk
             .as_ref()
@@ -131,6 +136,7 @@ impl Engine {
                 if shrinks && in_use {
                     let text = format!("The peer's disk size is too small! ({} < {} sectors)", size.0, vol.size.0);
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 vol.opts.size = configured;
@@ -150,14 +156,18 @@ impl Engine {
                         size.0, vol.size.0
                     );
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 self.set_size(v, size, true);
             }
         }
-        let differs = self.volumes.get(&v).is_some_and(|vol| vol.size != p.c_size);
-        if state.conn > ConnState::WfReportParams && differs {
-            self.send_sizes(v, false);
+        let size = self.size_of(v);
+        if state.conn > ConnState::WfReportParams {
+            if size != p.c_size {
+                self.send_sizes_with(v, false, p.dds_flags);
+            }
+            self.follow_resize(v, size > old_size && old_size.0 > 0, p.dds_flags);
         }
     }
 
@@ -176,6 +186,7 @@ impl Engine {
         if state.role == Role::Primary && without_disk && first_sight && !vol.exposed.same(p.current) {
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         vol.peer.uuids = Some(uuids);
@@ -285,6 +296,7 @@ impl Engine {
             // The own disk went after the identifiers had come.
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         if view.handshake {
@@ -306,6 +318,7 @@ impl Engine {
                 }
                 Decision::Target { full } => {
                     view.conn = ConnState::WfBitMapT;
+                    self.undo_begin(v, outcome.comparison.verdict);
                     self.set_all_if(v, full);
                 }
                 Decision::Refuse(reason) => {
@@ -320,10 +333,23 @@ impl Engine {
                     } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
                         return self.drop_link(ConnState::ProtocolError);
                     } else {
+                        self.refuse(Refused::Handshake { volume: v, reason });
                         return self.drop_link(ConnState::Disconnecting);
                     }
                 }
             }
+        }
+        let pending = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
+        if view.pdsk == DiskState::Consistent
+            && view.conn == ConnState::Connected
+            && os.conn < ConnState::Connected
+            && os.is_suspended()
+            && pending
+        {
+            // It went down meanwhile, and what it had acknowledged may be gone.
+            self.log(Level::Error, Some(v), "Aborting Connect, can not thaw IO with an only Consistent peer");
+            self.thaw(&StateChange::NONE.susp(false), Fate::Lost);
+            return self.drop_link(ConnState::ProtocolError);
         }
         let mut change = view.change(os, ps, ctx);
         if change.disk.is_some() && !view.handshake && !self.may_settle_attach(v, ps.role) {
@@ -331,6 +357,7 @@ impl Engine {
         }
         if let Err(code) = self.change(v, &change, view.mode) {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
+            self.refuse(Refused::State { volume: v, result: code });
             // A peer that has lost its disk: these data stay Outdated until it has it back.
             let lost_source = os.disk == DiskState::Outdated && view.pdsk <= DiskState::Failed;
             return self.drop_link(if lost_source { ConnState::NetworkFailure } else { ConnState::Disconnecting });
@@ -340,6 +367,7 @@ impl Engine {
             self.send_uuids_durably(v);
             self.send_state(v);
         }
+        self.conn.refused = None;
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.discard_my_data = false;
             vol.peer.decided = true;

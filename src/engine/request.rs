@@ -100,6 +100,8 @@ pub(crate) struct Request {
     pub stale_here: bool,
     /// The local operation was given up (forced detach); its late completion is ignored.
     pub aborted: bool,
+    /// What it overwrites is saved, as far as that is wanted.
+    pub undo_settled: bool,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -214,6 +216,7 @@ impl Engine {
             tried_remote: false,
             stale_here: false,
             aborted: false,
+            undo_settled: false,
         })
     }
 
@@ -223,6 +226,7 @@ impl Engine {
             let limit = self.conn.opts.as_ref().map_or(1_000_000, |o| o.max_buffers as usize);
             let limit = if self.faulty(Fault::MaxBuffersIgnored) { usize::MAX } else { limit };
             let version = self.conn.version;
+            let resend_first = self.resend_first();
             let Some(vol) = self.volumes.get_mut(&v) else { return };
             if vol.waiting.is_empty() {
                 return;
@@ -233,7 +237,8 @@ impl Engine {
                 self.fail_part(key, ClientError::NotPrimary);
                 continue;
             }
-            if vol.promoting.is_some() || !admits_io(&vol.state, version) || vol.active.len() >= limit {
+            let admits = admits_io(&vol.state, version) && !resend_first;
+            if vol.promoting.is_some() || !admits || vol.active.len() >= limit {
                 return;
             }
             let Some(key) = vol.waiting.pop_front() else { return };

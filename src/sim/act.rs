@@ -7,6 +7,7 @@ use super::plan::{DiskFault, Moment, Victims};
 use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::action::{Action, ClientResult, DiskOp, Fact, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
+use crate::engine::handler::Handler;
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
@@ -40,7 +41,11 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
-            Action::RunHandler { run, handler, volume } => self.helper_starts(node, run, handler, volume),
+            Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
+            Action::RunHandler { run, handler: handler @ (Handler::FencePeer | Handler::UnfencePeer), .. } => {
+                self.run_helper(node, run, handler);
+            }
+            Action::RunHandler { run, handler, volume } => self.program_starts(node, run, handler, volume),
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);
@@ -183,6 +188,9 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
         }
+        if result.is_ok() {
+            self.check_freeze(node, id.0);
+        }
         let vol = &self.nodes[node].volumes[pending.volume];
         let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
         let failed = vol.write_failed == now;
@@ -221,8 +229,16 @@ impl World {
             Notice::State { volume, old, new } => self.state_changed(node, volume, &old, &new),
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
-                self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
+                let vol = &mut self.nodes[node].volumes[usize::from(volume.0)];
+                vol.size = size.0;
+                vol.undo.resized(size);
+                self.size_announced(usize::from(volume.0));
             }
+            Notice::MetaMoved { volume, device } => {
+                self.trace.note(self.now, node, 25, device.0, || format!("vol {volume} metadata moved"));
+                self.nodes[node].volumes[usize::from(volume.0)].known_bytes = device.bytes();
+            }
+            Notice::SplitBrain(_) | Notice::Generation { .. } => {}
             Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
                     Some(volume) => format!("vol {volume} log: {text}"),
@@ -264,6 +280,7 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        self.note_freeze(node, old, new);
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
             self.nodes[node].unlimited = true;
         }
@@ -317,7 +334,10 @@ impl World {
             self.nodes[node].illegal = None;
         }
         if new.conn == ConnState::ProtocolError {
-            let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            let Some(illegal) = self.nodes[node].illegal.clone() else {
+                // The engine's own decision: frozen writes are not for this peer.
+                return self.coverage.count(Group::Fault, "aborted connect");
+            };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
             // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find
             // out before a block moved, and start over.

@@ -26,7 +26,10 @@ impl World {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
         link && self.nodes.iter().all(|n| {
-            n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty() && n.helpers.is_empty()
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet())
+                && !n.batch
+                && n.queued.is_empty()
+                && n.helpers.is_empty()
         }) && self.pending.is_empty()
     }
 
@@ -40,6 +43,7 @@ impl World {
             self.check_views();
             self.check_replicas();
             self.check_promises();
+            self.check_undos();
         }
     }
 
@@ -237,6 +241,7 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.conn >= ConnState::Connected
                     && n.frozen_until < self.now
+                    && !n.volumes.iter().any(|vol| vol.seen.is_suspended())
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()

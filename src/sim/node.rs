@@ -15,7 +15,7 @@ use crate::engine::event::{CommandId, Event, Geometry, HandlerRun, LinkNr, OpId,
 use crate::engine::load::DiskFacts;
 use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, MetaIo, MetaKind, Place};
+use crate::meta::{AlStripes, DeviceSizes, MetaIo, MetaKind, Place};
 use crate::units::{Sectors, Timestamp, VolumeNr};
 use crate::wire::kind::Kind;
 use crate::wire::state::ConnState;
@@ -60,6 +60,8 @@ pub struct SimVolume {
     pub data: Device,
     /// The metadata device, where it is another.
     pub meta: Option<Device>,
+    /// Size of the metadata device that is remembered for internal metadata.
+    pub known_bytes: u64,
     /// The driver has the devices open.
     pub open: bool,
     /// Operations in flight: device operation, whether on the metadata device.
@@ -88,6 +90,8 @@ pub struct SimVolume {
     pub helper_run: Option<HandlerRun>,
     /// Its exit code, once it has ended.
     pub helper_ended: Option<u8>,
+    /// Its undo files.
+    pub undo: super::undo::SimUndo,
 }
 
 impl SimVolume {
@@ -120,6 +124,13 @@ impl SimVolume {
             Some(_) => Place { kind: MetaKind::FlexExternal, data: Some(Sectors::from_bytes_floor(self.data.len())) },
             None => Place::INTERNAL,
         }
+    }
+
+    /// Sizes of the devices.
+    #[must_use]
+    pub fn sizes(&self) -> DeviceSizes {
+        let data = Sectors::from_bytes_floor(self.data.len());
+        DeviceSizes { data, meta: self.meta.as_ref().map_or(data, |meta| Sectors::from_bytes_floor(meta.len())) }
     }
 
     /// What the devices cannot say about themselves.
@@ -228,6 +239,7 @@ impl Node {
                 SimVolume {
                     data: Device::new(*bytes, Rng::new(rng.next_u64())),
                     meta,
+                    known_bytes: *bytes,
                     open: false,
                     ops: BTreeMap::new(),
                     failing: Failing::default(),
@@ -241,6 +253,7 @@ impl Node {
                     said: Said::default(),
                     helper_run: None,
                     helper_ended: None,
+                    undo: super::undo::SimUndo::default(),
                     size: 0,
                 }
             })
@@ -324,6 +337,7 @@ impl Node {
             if let Some(meta) = &mut vol.meta {
                 let _ = if power { meta.power_cut() } else { meta.process_crash() };
             }
+            vol.undo.die(power);
             vol.ops.clear();
             vol.open = false;
             vol.opened = false;

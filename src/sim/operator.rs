@@ -7,9 +7,12 @@ use super::world::{A, B, Checker, World};
 use crate::engine::Engine;
 use crate::engine::action::CommandError;
 use crate::engine::event::{Command, CommandId, Event};
-use crate::engine::load::{LoadError, load};
-use crate::engine::options::NetOptions;
+use crate::engine::load::{LoadError, load_moved};
+use crate::engine::options::{NetOptions, ResizeOptions, ResourceOptions};
 use crate::meta::MetaError;
+use crate::meta::relocate::LastKnown;
+use crate::units::VolumeNr;
+use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -21,6 +24,7 @@ impl World {
         self.stats.crashes += 1;
         self.trace.note(self.now, node, 20, u64::from(power), || format!("DIES, power {power}"));
         self.links_of_the_dead(node, power);
+        self.forget_freeze(node);
         let was_primary = (0..self.differs.len()).filter(|v| self.nodes[node].volumes[*v].seen.role == Role::Primary);
         let eras: Vec<usize> = was_primary.collect();
         let changed = self.nodes[node].die(power);
@@ -80,6 +84,10 @@ impl World {
         it.split_brain = false;
         self.refuse_old_links(node);
         let opts = self.nodes[node].params.disk.clone();
+        let resource = self.nodes[node].params.resource;
+        if resource != ResourceOptions::default() {
+            self.command(node, 0, Order::Recycle, Command::ResourceOptions(resource));
+        }
         for volume in 0..self.differs.len() {
             self.nodes[node].volumes[volume].configured = true;
             self.command(node, volume, Order::Recycle, Command::NewVolume(opts.clone()));
@@ -95,10 +103,15 @@ impl World {
             return true;
         }
         let (place, facts) = (vol.place(), vol.facts(&it.params));
+        let known = LastKnown { size_bytes: vol.known_bytes, device: None, device_uuid: None };
         let mut io = DeviceIo { device: vol.meta_device(), fuse };
-        match load(&mut io, place, facts) {
-            Ok(loaded) => {
+        match load_moved(&mut io, place, facts, Some(&known)) {
+            Ok(mut loaded) => {
                 vol.open = true;
+                vol.known_bytes = vol.meta_device().len();
+                loaded.disk.undo = vol.undo.resume(loaded.disk.superblock.current, &vol.data);
+                self.check_undo(node, volume, "when it is attached");
+                let it = &mut self.nodes[node];
                 let opts = it.params.disk.clone();
                 self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
                 true
@@ -179,9 +192,12 @@ impl World {
             Order::Outdate => "outdate",
             Order::PauseSync => "pause-sync",
             Order::ResumeSync => "resume-sync",
+            Order::SuspendIo => "suspend-io",
+            Order::ResumeIo => "resume-io",
             Order::AlUpdates(_) | Order::Rate(_) => "disk-options",
             Order::Net(_) => "net-options",
             Order::NewUuid => "new-current-uuid",
+            Order::Resize => "resize",
             Order::Recycle => "new-minor",
         };
         self.coverage.count(Group::Command, &format!("{name}: {outcome}"));
@@ -204,6 +220,7 @@ impl World {
                 self.nodes[node].refused_attach += 1;
             }
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
+            Order::ResumeIo if result.is_ok() => self.forget_freeze(node),
             _ => {}
         }
         self.nodes[node].results.insert(id, result);
@@ -220,6 +237,9 @@ impl World {
             return;
         }
         let command = match order {
+            Order::Primary { .. } if self.is_constrained(node) => {
+                return self.coverage.count(Group::Fault, "a fenced node is not promoted");
+            }
             Order::Primary { force } => {
                 self.nodes[node].volumes[volume].forcing += u32::from(force);
                 Command::Primary { force }
@@ -227,6 +247,10 @@ impl World {
             Order::Secondary { close } => {
                 if close {
                     self.close_clients(node, volume);
+                    if self.peace && self.nodes[node].volumes[volume].seen.is_suspended() {
+                        // What waits would wait for ever, and the demotion with it.
+                        self.order(node, volume, Order::ResumeIo);
+                    }
                 }
                 Command::Secondary
             }
@@ -245,6 +269,11 @@ impl World {
             Order::Outdate => Command::Outdate,
             Order::PauseSync => Command::PauseSync,
             Order::ResumeSync => Command::ResumeSync,
+            Order::SuspendIo => Command::SuspendIo,
+            Order::ResumeIo => {
+                self.forget_freeze(node);
+                Command::ResumeIo
+            }
             Order::AlUpdates(al_updates) => {
                 self.nodes[node].params.disk.al_updates = al_updates;
                 Command::DiskOptions(self.nodes[node].params.disk.clone())
@@ -259,6 +288,10 @@ impl World {
                 self.nodes[node].max_buffers = max.max(self.nodes[node].max_buffers);
                 let net = &self.nodes[node].params.net;
                 Command::NetOptions(Box::new(net.clone()))
+            }
+            Order::Resize => {
+                self.look_at_sizes(node, volume);
+                Command::Resize(ResizeOptions::default())
             }
             Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },
             Order::Recycle => {
@@ -276,6 +309,32 @@ impl World {
             }
         };
         self.command(node, volume, order, command);
+    }
+
+    /// A device has more room from now on.
+    pub(super) fn grow(&mut self, node: usize, volume: usize, kib: u64) {
+        let Some(vol) = self.nodes[node].volumes.get_mut(volume) else { return };
+        // Twice within one move, and nobody remembers where the metadata are.
+        let known = vol.meta.is_some() || vol.known_bytes == vol.data.len();
+        if known {
+            vol.data.grow(kib << 10);
+            self.grown[volume] = true;
+            self.fault("device grows");
+        }
+    }
+
+    /// As the driver does before it hands over the peer's sizes.
+    pub(super) fn look_if_sizes(&mut self, node: usize, volume: VolumeNr, packet: &Packet) {
+        if matches!(packet, Packet::Sizes(_)) {
+            self.look_at_sizes(node, usize::from(volume.0));
+        }
+    }
+
+    /// The driver looks at the sizes of a volume's devices.
+    pub(super) fn look_at_sizes(&mut self, node: usize, volume: usize) {
+        let Some(vol) = self.nodes[node].volumes.get(volume).filter(|vol| vol.open) else { return };
+        let sizes = vol.sizes();
+        self.event(node, Event::DiskSize { volume: nr(volume), sizes });
     }
 
     fn close_clients(&mut self, node: usize, volume: usize) {
@@ -348,6 +407,7 @@ impl World {
                 }
             }
         }
+        self.lift_constraints(false);
         for volume in 0..self.differs.len() {
             self.promote(volume, bold);
         }
@@ -386,6 +446,7 @@ impl World {
         if !(0..self.differs.len()).any(|volume| no_good(self, volume)) {
             return;
         }
+        self.lift_constraints(true);
         self.coverage.count(Group::Fault, "last resort");
         for node in [A, B] {
             self.crash(node, false);
@@ -411,6 +472,10 @@ impl World {
         for volume in 0..self.differs.len() {
             if self.nodes[node].volumes[volume].seen.user_isp {
                 self.order(node, volume, Order::ResumeSync);
+            }
+            let seen = self.nodes[node].volumes[volume].seen;
+            if seen.susp || (seen.is_suspended() && self.rounds.is_multiple_of(6)) {
+                self.order(node, volume, Order::ResumeIo);
             }
         }
         if self.nodes[node].params.disk.resync_rate.is_some() {
@@ -468,8 +533,9 @@ impl World {
         if is(A) || is(B) {
             return;
         }
-        let prefer = if up[self.prefer] { self.prefer } else { 1 - self.prefer };
-        if !up[prefer] {
+        let may = [A, B].map(|n| up[n] && !self.is_constrained(n));
+        let prefer = if may[self.prefer] { self.prefer } else { 1 - self.prefer };
+        if !may[prefer] {
             return;
         }
         let seen = self.nodes[prefer].volumes[volume].seen;

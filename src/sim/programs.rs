@@ -9,7 +9,7 @@ use crate::wire::state::ConnState;
 
 impl World {
     /// A node starts a helper program.
-    pub(super) fn helper_starts(&mut self, node: usize, run: HandlerRun, handler: Handler, volume: Option<VolumeNr>) {
+    pub(super) fn program_starts(&mut self, node: usize, run: HandlerRun, handler: Handler, volume: Option<VolumeNr>) {
         self.nodes[node].helpers.insert(run);
         if handler == Handler::BeforeResyncTarget
             && let Some(vol) = volume.and_then(|v| self.nodes[node].volumes.get_mut(usize::from(v.0)))
@@ -27,10 +27,10 @@ impl World {
             return self.nodes[node].queued.push_back(Event::HandlerDone { run, code });
         }
         let (wait, life) = (self.dice.helpers.around(self.params.helper_ns), self.nodes[node].life);
-        self.after(wait, Due::Helper { node, life, run, code });
+        self.after(wait, Due::Program { node, life, run, code });
     }
 
-    pub(super) fn helper_ends(&mut self, node: usize, run: HandlerRun, code: u8) {
+    pub(super) fn program_ends(&mut self, node: usize, run: HandlerRun, code: u8) {
         self.trace.note(self.now, node, 25, run.0, || format!("helper {run:?} ends"));
         self.note_helper(node, run, code);
         self.event(node, Event::HandlerDone { run, code });

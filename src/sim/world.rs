@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::coverage::{Coverage, Group};
 use super::device::PAGE;
+use super::fencing::Fence;
 use super::model::{Model, Scene, Tick};
 use super::net::Link;
 use super::node::{Ambush, Node};
@@ -22,6 +23,7 @@ use super::stamp::{Content, WriteId};
 use super::trace::Trace;
 use crate::engine::event::{Event, HandlerRun, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::undo::UndoAnswer;
 use crate::units::Timestamp;
 use crate::wire::state::{ConnState, DiskState, Role};
 
@@ -59,9 +61,13 @@ pub(super) enum Due {
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
     /// A helper program ends.
-    Helper { node: usize, life: u64, run: HandlerRun, code: u8 },
+    Program { node: usize, life: u64, run: HandlerRun, code: u8 },
+    /// Whoever keeps a node's undo files answers.
+    Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
     Back { node: usize },
+    /// A fence-peer helper ends; `losses` of the peer so far when it began.
+    Helper { node: usize, life: u64, run: HandlerRun, losses: u64 },
     /// A step of the plan.
     Step(usize),
 }
@@ -76,6 +82,8 @@ impl Due {
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
             | Self::Helper { node, .. }
+            | Self::Program { node, .. }
+            | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
@@ -116,8 +124,12 @@ pub enum Checker {
     Memory,
     /// Every request is answered once.
     Requests,
+    /// P7: nothing is acknowledged while I/O has to be frozen.
+    Frozen,
     /// Status tells the truth.
     Status,
+    /// What a split brain's victim had can be restored.
+    Undo,
     /// Nobody panics, packets are legal.
     Sanity,
 }
@@ -133,10 +145,12 @@ impl Checker {
             Self::Covered => "P4 covered",
             Self::Discarded => "P5 discarded",
             Self::Settles => "P6 settles",
+            Self::Frozen => "P7 frozen",
             Self::Metadata => "metadata",
             Self::Memory => "memory",
             Self::Requests => "requests",
             Self::Status => "status",
+            Self::Undo => "undo",
             Self::Sanity => "sanity",
         }
     }
@@ -218,6 +232,10 @@ pub struct World {
     pub(super) next_id: u64,
     /// Pages of the data areas that differ between the nodes, by volume.
     pub(super) differs: Vec<BTreeSet<u64>>,
+    /// A device of the volume has grown.
+    pub(super) grown: Vec<bool>,
+    /// Bytes of a volume that has grown which both nodes had as data at some time.
+    pub(super) compared: Vec<u64>,
     /// Pages whose contents or promises changed since they were last compared with the promises, by node and volume.
     pub(super) unchecked: [Vec<BTreeSet<u64>>; 2],
     /// Volumes of which everything is to be compared.
@@ -227,6 +245,7 @@ pub struct World {
     /// When the last resync of a volume began.
     pub(super) resync_since: Vec<Tick>,
     pub(super) dice: Dice,
+    pub(super) fences: [Fence; 2],
     pub(super) trace: Trace,
     pub(super) coverage: Coverage,
     pub(super) stats: Stats,
@@ -255,6 +274,8 @@ pub(super) struct Dice {
     pub driver: Rng,
     pub engine: Rng,
     pub helpers: Rng,
+    pub helper: Rng,
+    pub undo: Rng,
 }
 
 impl World {
@@ -266,7 +287,15 @@ impl World {
         let mut disks = Rng::stream(seed, 3);
         let sizes = |n: usize| params.volumes.iter().map(|size| size[n]).collect::<Vec<_>>();
         let nodes = [0, 1].map(|n| Node::new(params.nodes[n].clone(), &sizes(n), &mut disks));
-        let sectors: Vec<u64> = params.volumes.iter().map(|[a, b]| (*a.max(b)).div_ceil(512)).collect();
+        let grows = |volume: usize| -> u64 {
+            let kib = plan.steps.iter().map(|step| match step.what {
+                Happening::Grow { volume: which, kib, .. } if which == volume => kib,
+                _ => 0,
+            });
+            kib.sum::<u64>() << 10
+        };
+        let sectors = params.volumes.iter().enumerate();
+        let sectors: Vec<u64> = sectors.map(|(v, [a, b])| ((*a.max(b)) + grows(v)).div_ceil(512)).collect();
         let count = params.volumes.len();
         let mut world = Self {
             params,
@@ -285,6 +314,8 @@ impl World {
             pending: BTreeMap::new(),
             next_id: 0,
             differs: vec![BTreeSet::new(); count],
+            grown: vec![false; count],
+            compared: vec![0; count],
             unchecked: [vec![BTreeSet::new(); count], vec![BTreeSet::new(); count]],
             unchecked_all: vec![false; count],
             resync_since: vec![0; count],
@@ -295,7 +326,10 @@ impl World {
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
                 helpers: Rng::stream(seed, 22),
+                helper: Rng::stream(seed, 21),
+                undo: Rng::stream(seed, 8),
             },
+            fences: [Fence::default(); 2],
             trace: Trace::new(lines),
             coverage: Coverage::default(),
             stats: Stats::default(),
@@ -390,10 +424,18 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
-            Due::Helper { node, life, run, code } if self.nodes[node].life == life => self.helper_ends(node, run, code),
+            Due::Program { node, life, run, code } if self.nodes[node].life == life => {
+                self.program_ends(node, run, code);
+            }
+            Due::Undo { node, life, volume, answer } if self.nodes[node].life == life => {
+                self.undo_done(node, volume, answer);
+            }
             Due::Back { node } => {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
+            }
+            Due::Helper { node, life, run, losses } if self.nodes[node].life == life => {
+                self.helper_ends(node, run, losses);
             }
             Due::Step(at) => {
                 let step = self.steps[at];
@@ -404,8 +446,10 @@ impl World {
             | Due::Timer { .. }
             | Due::Continue { .. }
             | Due::Batch { .. }
+            | Due::Helper { .. }
+            | Due::Program { .. }
             | Due::Late { .. }
-            | Due::Helper { .. } => {}
+            | Due::Undo { .. } => {}
         }
     }
 
@@ -562,7 +606,20 @@ impl World {
     /// Bytes of a volume that both nodes use for data.
     pub(super) fn data_bytes(&self, volume: usize) -> u64 {
         // Internal metadata of devices of these sizes take less than the last MiB, of which clients use nothing.
-        self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20)
+        let first = self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20);
+        first.max(self.compared[volume])
+    }
+
+    /// A node has announced a size: what both have is data from now on.
+    pub(super) fn size_announced(&mut self, volume: usize) {
+        let bytes = self.nodes.iter().map(|n| n.volumes[volume].size * 512).min().unwrap_or(0);
+        let old = self.data_bytes(volume);
+        if self.grown[volume] && bytes > old {
+            self.compared[volume] = bytes / PAGE * PAGE;
+            for page in old / PAGE..bytes / PAGE {
+                self.compare_page(volume, page);
+            }
+        }
     }
 
     /// The node where a volume is Primary, if there is exactly one.
@@ -612,6 +669,7 @@ impl World {
             }
             Happening::Restart { node, fuse, connect_first } => self.restart(node, fuse, connect_first),
             Happening::DiskFault { node, volume, kind, count } => self.disk_fault(node, volume, kind, count),
+            Happening::Grow { node, volume, kib } => self.grow(node, volume, kib),
             Happening::DiskStall { node, ms } => {
                 self.fault("disk stall");
                 self.nodes[node].stalled_until = self.now + ms * 1_000_000;

@@ -3,10 +3,12 @@
 mod bad_disks;
 mod bitmaps;
 mod crash;
+mod fencing;
 mod lost_link;
 mod pair;
 mod regressions;
 mod storm;
+mod suspend;
 
 use crash::range;
 use pair::{A, B, MIB, Pair, V};

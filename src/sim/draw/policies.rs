@@ -32,7 +32,7 @@ const CONFLICT: [RrConflict; 4] =
 
 /// Adds policies to two in five plans, and helpers that take time to as many.
 pub(super) fn draw(seed: u64, params: &mut Params) {
-    let mut rng = Rng::stream(seed, 21);
+    let mut rng = Rng::stream(seed, 23);
     if rng.percent(40) {
         policies(&mut rng, params);
     }
