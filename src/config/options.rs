@@ -28,7 +28,6 @@ pub const PROXY_OPTIONS: &[&str] =
     &["memlimit", "read-loops", "compression", "bwlimit", "sndbuf-size", "rcvbuf-size", "ping-timeout"];
 
 const PLAIN: Traits = Traits::PLAIN;
-const WHY_SPLIT_BRAIN: &str = "a split brain always ends in StandAlone for now";
 const WHY_CONTROLLER: &str = "resync runs at a fixed or unlimited rate for now, without the dynamic controller";
 const WHY_CONGESTION: &str = "writers wait when the send queue is full, for now";
 const WHY_BUFFERS: &str = "socket buffers are left to the kernel's autotuning for now";
@@ -68,19 +67,15 @@ option_section!(
     "shared-secret" shared_secret: Secret = text(TEXT_LEN_MAX), PLAIN.online(Online::Reconnect);
     /// Split brain, no Primary.
     "after-sb-0pri" after_sb_0pri: AfterSb0Pri = other(
-        Kind::Word { words: AfterSb0Pri::WORDS, default: "disconnect" }, AfterSb0Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+        Kind::Word { words: AfterSb0Pri::WORDS, default: "disconnect" }, AfterSb0Pri::Disconnect), PLAIN;
     /// Split brain, one Primary.
-    "after-sb-1pri" after_sb_1pri: AfterSb1Pri = word(AfterSb1Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+    "after-sb-1pri" after_sb_1pri: AfterSb1Pri = word(AfterSb1Pri::Disconnect), PLAIN;
     /// Split brain, two Primaries.
-    "after-sb-2pri" after_sb_2pri: AfterSb2Pri = word(AfterSb2Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+    "after-sb-2pri" after_sb_2pri: AfterSb2Pri = word(AfterSb2Pri::Disconnect), PLAIN;
     /// Apply the after-sb policies even if a third node may be involved.
-    "always-asbp" always_asbp: bool = flag(false), PLAIN.pending(&["no"], WHY_SPLIT_BRAIN);
+    "always-asbp" always_asbp: bool = flag(false), PLAIN;
     /// Resync direction contradicts the roles.
-    "rr-conflict" rr_conflict: RrConflict = word(RrConflict::Disconnect),
-        PLAIN.pending(&["disconnect"], "such a conflict always drops the connection for now");
+    "rr-conflict" rr_conflict: RrConflict = word(RrConflict::Disconnect), PLAIN;
     /// Digest on every data packet.
     "data-integrity-alg" data_integrity_alg: String = text(TEXT_LEN_MAX), PLAIN;
     /// Let TCP collect small packets.

@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, Level, Notice};
 use crate::engine::connection::LinkEnd;
 use crate::engine::fault::Fault;
+use crate::engine::handler::Handler;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
@@ -138,6 +139,11 @@ impl Engine {
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
+        }
+        if old.conn != new.conn
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            vol.resync_helper = None;
         }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
@@ -429,6 +435,12 @@ impl Engine {
             MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
             MdDone::Release(_) => self.release_data(),
+            MdDone::TargetDone(link) => {
+                if link.is_some() && link == self.conn.link {
+                    self.release_data();
+                }
+                self.tell_helper(Handler::AfterResyncTarget, Some(v));
+            }
             MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
             MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);

@@ -176,6 +176,23 @@ faults! {
             "A node with inconsistent data is promoted without force (S9).";
         DemotedBusy, "demoted-busy",
             "A demotion does not wait for the requests in flight.";
+        // Split brains and helpers.
+        TieBreakerSwapped, "tie-breaker-swapped",
+            "The node that loses ties wins them.";
+        ChangesSwapped, "changes-swapped",
+            "The policies take each node's changes for the other's.";
+        YoungerForOlder, "younger-for-older",
+            "The policies discard the younger Primary's data instead of the older one's, and the other way round.";
+        AmbiguousByPolicy, "ambiguous-by-policy",
+            "A split brain whose bitmaps do not describe it is resolved by a policy without always-asbp.";
+        PrimaryGivesWay, "primary-gives-way",
+            "A Primary that cannot be demoted becomes the target under call-pri-lost-after-sb.";
+        ShortResolution, "short-resolution",
+            "The resolution of a split brain whose bitmaps do not describe it is no full sync (S20).";
+        HelperNotAwaited, "helper-not-awaited",
+            "A resync begins while the helper before it still runs.";
+        HelperCodeIgnored, "helper-code-ignored",
+            "A resync begins although the helper before it has failed.";
         // Bitmap and resync.
         PartialBlockCleared, "partial-block-cleared",
             "A synced part of a block clears the whole block's bit.";

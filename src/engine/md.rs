@@ -40,6 +40,8 @@ pub(crate) enum MdDone {
     TargetStarted,
     /// The identifiers (or a target's "up to date") are durable: what was held for that goes to the peer.
     Release(Option<LinkNr>),
+    /// A target's end is durable: as `Release`, and the helper is told.
+    TargetDone(Option<LinkNr>),
     /// A new generation is durable: send it to the peer (and the state after it, if asked).
     SendUuids(Option<LinkNr>),
     /// The superblock says how the activity log is kept.

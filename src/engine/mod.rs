@@ -8,7 +8,7 @@
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
 //! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
-//! `handshake` (how two nodes meet); `bitmap_xfer`, `resync`, `verify`; `disk_state`, `admin`.
+//! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
 pub mod action;
 pub mod al;
@@ -48,6 +48,7 @@ mod helpers;
 mod inspect;
 mod liveness;
 mod md;
+mod meeting;
 mod only_copy;
 mod ops;
 mod parameters;
@@ -60,6 +61,7 @@ mod received_epochs;
 mod request;
 mod resize;
 mod resync;
+mod resync_helper;
 mod resync_target;
 pub(crate) mod rng;
 mod slab;

@@ -217,6 +217,8 @@ pub(crate) struct Volume {
     /// The bits say which blocks of an Inconsistent disk are old: it was good, or has seen the source's bitmap since it was
     /// attached. Before, a block without a bit may be old as well.
     pub bits_known: bool,
+    /// The helper that the next resync waits for.
+    pub resync_helper: Option<crate::engine::event::HandlerRun>,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
@@ -297,6 +299,7 @@ impl Volume {
             bitmap_answered: false,
             failed_early: super::blocks::BlockSet::default(),
             bits_known: false,
+            resync_helper: None,
             verify: None,
             forced_detach: false,
             closing: false,

@@ -26,7 +26,10 @@ impl World {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
         link && self.nodes.iter().all(|n| {
-            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet()) && !n.batch && n.queued.is_empty()
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet())
+                && !n.batch
+                && n.queued.is_empty()
+                && n.helpers.is_empty()
         }) && self.pending.is_empty()
     }
 
@@ -242,6 +245,7 @@ impl World {
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()
+                    && n.helpers.is_empty()
             });
         let oldest = self.pending.keys().next().copied().filter(|_| at_work);
         if let (Some(id), Some(before)) = (oldest, self.idle)

@@ -12,6 +12,7 @@ use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod policies;
 mod suspension;
 
 const MIB: u64 = 1 << 20;
@@ -23,6 +24,7 @@ const SECOND: u64 = 1_000_000_000;
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let mut params = params(seed, &mut rng);
+    policies::draw(seed, &mut params);
     let mut waits = Rng::stream(seed, 20);
     suspension::draw(&mut params, &mut waits);
     let mut rng = Rng::stream(seed, 2);
@@ -71,6 +73,8 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         fragments: rng.pick(&[0, 0, 5, 50]),
         skewed_sockets: rng.coin(),
         failed_connects: rng.pick(&[0, 0, 0, 20]),
+        helper_ns: 0,
+        helper_fails: 0,
         faults_until: rng.within(30, 90) * SECOND,
     }
 }
@@ -187,7 +191,11 @@ impl Draft {
 
     fn draw(mut self, params: &Params) -> Vec<Step> {
         let end = params.faults_until;
-        let swarm = swarm(&mut self.rng);
+        let mut swarm = swarm(&mut self.rng);
+        if policies::drawn(params) {
+            // Split brains are what they are for.
+            (swarm.bold, swarm.cuts) = (swarm.bold.max(30), swarm.cuts.max(12));
+        }
         if self.rng.percent(60) {
             let count = self.rng.within(2, 8);
             self.storms = (0..count).map(|_| 2 * SECOND + self.rng.below(end - 4 * SECOND)).collect();

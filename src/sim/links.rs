@@ -108,6 +108,8 @@ impl World {
             return;
         }
         self.coverage.packet(name);
+        self.note_said(node, volume, &packet);
+        let it = &mut self.links[link];
         self.trace.note(self.now, node, 11, packet.payload().map_or(0, |p| p.len() as u64), || {
             format!("sends {socket:?} vol {volume} {}", brief(&packet))
         });

@@ -79,6 +79,10 @@ pub struct Params {
     pub skewed_sockets: bool,
     /// Percent of the two nodes' attempts to connect that break off.
     pub failed_connects: u64,
+    /// Typical time of a helper program, nanoseconds; 0: it has ended when it was started.
+    pub helper_ns: u64,
+    /// Percent of the helper programs that fail.
+    pub helper_fails: u64,
     /// End of the phase with faults, nanoseconds.
     pub faults_until: u64,
 }
@@ -391,6 +395,7 @@ impl fmt::Display for Params {
             self.skewed_sockets,
             self.failed_connects
         )?;
+        writeln!(f, "helpers: {} ms, {} % fail", self.helper_ns / 1_000_000, self.helper_fails)?;
         writeln!(f, "volumes (bytes by node): {:?}", self.volumes)?;
         for (name, node) in ["A", "B"].iter().zip(&self.nodes) {
             writeln!(
@@ -433,6 +438,16 @@ impl fmt::Display for Params {
                 node.net.ko_count,
                 node.net.use_rle,
                 node.net.integrity_alg
+            )?;
+            let net = &node.net;
+            writeln!(
+                f,
+                "{name}: after-sb {}/{}/{}, always-asbp {}, rr-conflict {:?}",
+                net.after_sb_0p.text(),
+                net.after_sb_1p.text(),
+                net.after_sb_2p.text(),
+                net.always_asbp,
+                net.rr_conflict
             )?;
         }
         Ok(())

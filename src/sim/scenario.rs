@@ -85,6 +85,8 @@ impl Scenario {
             fragments: 0,
             skewed_sockets: false,
             failed_connects: 0,
+            helper_ns: 0,
+            helper_fails: 0,
             faults_until: 0,
         };
         Self { params, inject: None }
@@ -107,6 +109,13 @@ impl Scenario {
     #[must_use]
     pub fn version(self, version: u32) -> Self {
         self.nodes(|n| n.version = version)
+    }
+
+    /// Helper programs take about this long, and so many percent of them fail.
+    #[must_use]
+    pub const fn helpers(mut self, ms: u64, fails: u64) -> Self {
+        (self.params.helper_ns, self.params.helper_fails) = (ms * 1_000_000, fails);
+        self
     }
 
     /// What both nodes do when their disk fails.

@@ -13,6 +13,7 @@ mod known_reads;
 mod known_states;
 mod known_waits;
 mod liveness;
+mod policies;
 mod resync;
 mod writes;
 
