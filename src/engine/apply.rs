@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, Level, Notice};
 use crate::engine::connection::LinkEnd;
 use crate::engine::fault::Fault;
+use crate::engine::handler::Handler;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
@@ -44,7 +45,7 @@ impl Engine {
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
             others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
             resync_after_negotiation: false,
-            call_local_io_error: false,
+            call_local_io_error: vol.is_some_and(|vol| vol.error_helper.is_some()),
             forced_detach: vol.is_some_and(|vol| vol.forced_detach),
         }
     }
@@ -310,6 +311,7 @@ impl Engine {
                 }
                 self.update_md_flags(v);
             }
+            Effect::RunHandler(Handler::LocalIoError) => self.tell_local_io_error(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}

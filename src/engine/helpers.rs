@@ -17,6 +17,8 @@ use crate::units::VolumeNr;
 pub(crate) enum AfterHelper {
     /// Nothing: people are told.
     Nothing,
+    /// The peer is told of this volume's failed disk.
+    LocalIoError(VolumeNr),
 }
 
 /// The helpers under way.
@@ -44,6 +46,7 @@ impl Engine {
     pub(crate) fn on_handler_done(&mut self, run: HandlerRun, _code: u8) {
         match self.helpers.running.remove(&run) {
             None | Some(AfterHelper::Nothing) => {}
+            Some(AfterHelper::LocalIoError(v)) => self.on_local_io_error_told(v),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::engine::action::DiskOp;
 use crate::engine::al::{FlushMark, Transaction};
 use crate::engine::event::{CommandId, DiskFailure, LinkNr};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::volume::LocalDisk;
 use crate::meta::{self, MdFlags};
@@ -351,7 +352,7 @@ impl Engine {
                     self.data_flush_failed(v);
                 }
                 self.log_error(v, format!("meta data update failed: {}", failure.text));
-                self.on_meta_failure(v);
+                self.on_io_error(v, Failed::Meta);
             }
         }
         self.md_run(v);

@@ -42,6 +42,7 @@ mod flush;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
 mod inspect;
+mod io_error;
 mod liveness;
 mod md;
 mod only_copy;

@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::engine::action::{DiskOp, Level};
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::peer_request::PeerKind;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -138,7 +139,7 @@ impl Engine {
         }
         if disk_failed {
             self.log_error(v, format!("local READ IO error sector {}+{}", range.start, range.count));
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::PeerRead);
         }
         self.finish_peer(key);
     }

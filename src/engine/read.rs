@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{Kind, Side};
 use crate::limits::SECTOR_SIZE;
@@ -80,7 +81,7 @@ impl Engine {
                 self.set_bits(v, range);
                 self.source_failed(v, range);
                 self.log_error(v, format!("local READ IO error sector {}+{}: {text}", range.start, range.count));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Read);
                 self.start_read(key);
             }
         }

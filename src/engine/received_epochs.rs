@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES};
 use crate::units::VolumeNr;
@@ -93,7 +94,7 @@ impl Engine {
             Err(failure) => {
                 // Never acknowledged: the link ends with it, and the peer marks these writes.
                 self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Flush);
                 return;
             }
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::engine::al::ActivityLog;
 use crate::engine::dirty::Bitmap;
-use crate::engine::event::Geometry;
+use crate::engine::event::{Geometry, LinkNr};
 use crate::engine::gi::{GenIds, PeerUuids};
 use crate::engine::md::MdQueue;
 use crate::engine::options::DiskOptions;
@@ -211,6 +211,8 @@ pub(crate) struct Volume {
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced.
     pub forced_detach: bool,
+    /// The helper `local-io-error` is to run or runs, and what is to be sent on this link waits for its end.
+    pub error_helper: Option<Option<LinkNr>>,
     /// `CloseDisk` was ordered.
     pub closing: bool,
     /// `P_SYNC_UUID` that came before this node was ready for it.
@@ -285,6 +287,7 @@ impl Volume {
             bits_known: false,
             verify: None,
             forced_detach: false,
+            error_helper: None,
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,

@@ -11,6 +11,7 @@ use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{admits_io, replicates, sends_out_of_sync, writes_locally};
@@ -367,7 +368,7 @@ impl Engine {
                         v,
                         format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
                     );
-                    self.on_io_error(v);
+                    self.on_io_error(v, Failed::Write);
                     let still_good = self.state(v).disk == DiskState::UpToDate;
                     if let Some(request) = self.requests.get_mut(key) {
                         request.stale_here = still_good;

@@ -3,6 +3,7 @@
 mod bad_disks;
 mod bitmaps;
 mod crash;
+mod io_errors;
 mod lost_link;
 mod pair;
 mod regressions;

@@ -11,7 +11,8 @@ use super::crash::{range, read, write};
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientResult, CommandError, DiskOp, LinkAction, Notice};
 use crate::engine::event::{
-    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
+    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, HandlerRun, LinkEvent, LinkNr, OpId, RequestId,
+    Socket, Timer,
 };
 use crate::engine::handler::Handler;
 use crate::engine::load::{DiskFacts, load};
@@ -55,6 +56,10 @@ pub(super) struct Node {
     /// Helpers that were run, in order, and the exit codes of those that are not to end with 0.
     pub helpers: Vec<Handler>,
     pub exit_codes: BTreeMap<Handler, u8>,
+    /// Helpers that are still running, where they do not end at once.
+    pub slow_helpers: Option<Vec<HandlerRun>>,
+    /// The disks answer nothing.
+    pub hung: bool,
 }
 
 impl Node {
@@ -83,6 +88,8 @@ impl Node {
             closing: false,
             helpers: Vec::new(),
             exit_codes: BTreeMap::new(),
+            slow_helpers: None,
+            hung: false,
         }
     }
 
@@ -177,6 +184,9 @@ impl Pair {
             }
             Action::RunHandler { run, handler, .. } => {
                 node.helpers.push(handler);
+                if let Some(running) = &mut node.slow_helpers {
+                    return running.push(run);
+                }
                 let code = node.exit_codes.get(&handler).copied().unwrap_or(0);
                 self.event(n, Event::HandlerDone { run, code });
             }
@@ -347,7 +357,8 @@ impl Pair {
         }
         let mut choices = Vec::new();
         for n in [A, B] {
-            choices.extend((0..self.nodes[n].disk_queue.len()).map(|i| (n, 0, i)));
+            let answers = if self.nodes[n].hung { 0 } else { self.nodes[n].disk_queue.len() };
+            choices.extend((0..answers).map(|i| (n, 0, i)));
             if !self.nodes[n].data.is_empty() {
                 choices.push((n, 1, 0));
             }
