@@ -131,6 +131,10 @@ impl Engine {
                 vol.bits_known = false;
             }
         }
+        let now = self.now;
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.congestion.note(old.conn, new.conn, now);
+        }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
@@ -272,6 +276,9 @@ impl Engine {
                 for effect in after_effects(&old, &new, &self.state_context(v)) {
                     self.effect(v, effect, &new);
                 }
+                for v in std::mem::take(&mut self.give_up_due) {
+                    self.give_up_operations(v);
+                }
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }
@@ -329,7 +336,8 @@ impl Engine {
             Effect::NewCurrentUuid => self.new_current_uuid(v),
             Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
             Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),
-            Effect::AbortLocalIo => self.abort_local_io(v),
+            // After the peer was told: what goes to it alone follows that.
+            Effect::AbortLocalIo => self.give_up_due.push(v),
             Effect::ForgetResyncExtents => self.forget_resync(v),
             Effect::WriteMetadata | Effect::WriteMetadataIfDirty => {
                 if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {

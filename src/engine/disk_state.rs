@@ -157,6 +157,8 @@ impl Engine {
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
         vol.forced_detach = false;
+        vol.stuck = 0;
+        vol.disk_suspect = None;
         vol.closing = false;
         vol.counters.disk_read = 0;
         vol.counters.disk_written = 0;
@@ -223,24 +225,23 @@ impl Engine {
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
         let references_stay = self.faulty(Fault::AlReferencesSurvive);
+        if !self.disk_is_idle(v) {
+            return;
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
-            DiskState::Failed
-                if !vol.closing && vol.error_helper.is_none() && vol.counters.local == 0 && vol.md.is_idle() =>
-            {
+            DiskState::Failed if !vol.closing && vol.error_helper.is_none() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
-            DiskState::Diskless
-                if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
-            {
+            DiskState::Diskless if !vol.closing && vol.disk.is_some() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
-            DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
+            DiskState::Diskless if vol.closing && vol.disk.is_some() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();

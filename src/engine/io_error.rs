@@ -30,6 +30,8 @@ pub(crate) enum Failed {
     PeerRead,
     /// A write of metadata.
     Meta,
+    /// An operation that does not end.
+    Timeout,
 }
 
 impl Failed {
@@ -41,12 +43,13 @@ impl Failed {
             Self::PeerWrite => "a write for the peer",
             Self::PeerRead => "a read for the peer",
             Self::Meta => "a meta data update",
+            Self::Timeout => "an operation that took too long",
         }
     }
 }
 
 impl Engine {
-    /// The backing device failed. Metadata that cannot be written end the disk whatever the policy.
+    /// The backing device failed. Metadata that cannot be written, and what does not end, end the disk whatever the policy.
     pub(crate) fn on_io_error(&mut self, v: VolumeNr, what: Failed) {
         let link = self.conn.link;
         let Some(vol) = self.volumes.get_mut(&v) else { return };
@@ -54,7 +57,7 @@ impl Engine {
             return;
         }
         let what_text = what.text();
-        if vol.opts.on_io_error == OnIoError::PassOn && what != Failed::Meta {
+        if vol.opts.on_io_error == OnIoError::PassOn && !matches!(what, Failed::Meta | Failed::Timeout) {
             self.log(Level::Error, Some(v), format!("Local IO failed in {what_text}."));
             if self.state(v).disk > DiskState::Inconsistent {
                 self.force(v, &StateChange::NONE.disk(DiskState::Inconsistent));
@@ -64,6 +67,7 @@ impl Engine {
                 vol.error_helper = Some(link);
             }
             self.log(Level::Error, Some(v), format!("Local IO failed in {what_text}. Detaching..."));
+            self.part_if_ahead(v);
             self.force(v, &StateChange::NONE.disk(DiskState::Failed));
         }
     }

@@ -217,7 +217,8 @@ impl Engine {
             if vol.md.active.is_none() {
                 let Some(job) = vol.md.jobs.pop_front() else { return };
                 vol.md.active = Some(job);
-                vol.md.failed = vol.disk.is_none();
+                // Nothing is written to a disk that was given up before it has come back.
+                vol.md.failed = vol.disk.is_none() || vol.stuck > 0;
             }
             let failed = vol.md.failed;
             let stage = vol.md.active.as_mut().and_then(|job| if failed { None } else { job.stages.pop_front() });

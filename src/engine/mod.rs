@@ -35,10 +35,12 @@ mod apply;
 mod bitmap_xfer;
 mod bits;
 mod blocks;
+mod congestion;
 mod connection;
 mod disk_state;
 mod epoch;
 mod flush;
+mod give_up;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
 mod inspect;
@@ -102,6 +104,8 @@ pub struct Engine {
     effects: VecDeque<(VolumeNr, VolumeState, VolumeState)>,
     /// Writes for the peer alone that wait until it was told the state that makes them so.
     unannounced: Vec<u64>,
+    /// Volumes whose disk goes by force, until the peer was told.
+    give_up_due: Vec<VolumeNr>,
     commands: Vec<admin::Pending>,
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
@@ -136,6 +140,7 @@ impl Engine {
             bitmap_tx: None,
             effects: VecDeque::new(),
             unannounced: Vec::new(),
+            give_up_due: Vec::new(),
             commands: Vec::new(),
             md_done_early: Vec::new(),
             recheck_commands: false,
@@ -228,6 +233,8 @@ impl Engine {
             Timer::EpochFlush => self.on_epoch_timer(),
             Timer::Barrier => self.on_barrier_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
+            Timer::DiskTimeout(v) => self.on_disk_timeout(v),
+            Timer::LeaveAhead(v) => self.on_leave_ahead(v),
             Timer::CommandRetry => self.on_command_timer(),
         }
     }

@@ -51,6 +51,9 @@ impl Engine {
         {
             resync.asked = true;
         }
+        if state.conn == ConnState::Ahead {
+            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::RsCancel);
+        }
         if state.disk != DiskState::UpToDate {
             self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
             return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::NegRsDreply);

@@ -328,6 +328,11 @@ impl Engine {
                 }
             }
         }
+        if os.conn == ConnState::Behind && view.pdsk <= DiskState::Failed {
+            // This disk lacks what that one had, and would pass for good.
+            self.log(Level::Error, Some(v), "the peer that is ahead has lost its disk; dropping the connection");
+            return self.drop_link(ConnState::NetworkFailure);
+        }
         let mut change = view.change(os, ps, ctx);
         if change.disk.is_some() && !view.handshake && !self.may_settle_attach(v, ps.role) {
             change = change.disk(DiskState::Failed);

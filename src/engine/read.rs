@@ -66,11 +66,6 @@ impl Engine {
     /// A local read ended.
     pub(crate) fn on_request_read(&mut self, key: u64, result: Result<Bytes, DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.aborted {
-            // Restarted on the peer already.
-            request.aborted = false;
-            return;
-        }
         let (v, range) = (request.volume, request.range);
         match result {
             Ok(data) if data.len() as u64 == range.bytes() => self.read_done(key, data),

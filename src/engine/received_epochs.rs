@@ -53,8 +53,9 @@ impl Engine {
         let flushed: Vec<VolumeNr> = self
             .volumes
             .values()
-            // A disk that is being given up may hold writes of these epochs in its cache.
-            .filter(|vol| vol.disk.is_some() && vol.opts.disk_flushes && !self.rx.drain_only)
+            // A disk that is being detached may hold writes of these epochs in its cache; one that was given up has none of
+            // this link.
+            .filter(|vol| vol.disk.is_some() && vol.stuck == 0 && vol.opts.disk_flushes && !self.rx.drain_only)
             .map(|vol| vol.nr)
             .collect();
         if flushed.is_empty() || self.faulty(Fault::BarrierAckBeforeFlush) {

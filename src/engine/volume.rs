@@ -209,8 +209,16 @@ pub(crate) struct Volume {
     pub bits_known: bool,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
-    /// A detach was forced.
+    /// A detach was forced: by an order, or because the disk does not answer.
     pub forced_detach: bool,
+    /// How full the link to the peer is.
+    pub congestion: super::congestion::Congestion,
+    /// Operations that were given up and have not ended.
+    pub stuck: u64,
+    /// The disk's timer runs.
+    pub disk_timer: bool,
+    /// The operation that was overdue at the last look.
+    pub disk_suspect: Option<u64>,
     /// The helper `local-io-error` is to run or runs, and what is to be sent on this link waits for its end.
     pub error_helper: Option<Option<LinkNr>>,
     /// `CloseDisk` was ordered.
@@ -287,6 +295,10 @@ impl Volume {
             bits_known: false,
             verify: None,
             forced_detach: false,
+            congestion: super::congestion::Congestion::default(),
+            stuck: 0,
+            disk_timer: false,
+            disk_suspect: None,
             error_helper: None,
             closing: false,
             early_sync_uuid: None,

@@ -354,7 +354,6 @@ fn everything_without_effect_is_listed_once_with_its_place() {
             "resource r, options: on-no-data-accessible suspend-io",
             "resource r, net: rr-conflict violently",
             "resource r, net: verify-alg sha1",
-            "resource r, disk: disk-timeout 10",
             "resource r, handlers: pri-lost x",
         ]
     );

@@ -2,7 +2,9 @@
 
 mod bad_disks;
 mod bitmaps;
+mod congested;
 mod crash;
+mod hung_disks;
 mod io_errors;
 mod lost_link;
 mod pair;

@@ -1,7 +1,9 @@
 //! The scenarios, by what they are about.
 
+mod congestion;
 mod crash;
 mod disk_loss;
+mod io_errors;
 mod metadata;
 mod resync;
 mod sync;
@@ -35,6 +37,13 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
     Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "io_errors::udrbd_primary_write_error", run: io_errors::udrbd_primary_write_error },
+    Case { name: "io_errors::udrbd_secondary_write_error", run: io_errors::udrbd_secondary_write_error },
+    Case { name: "io_errors::kernel_primary_read_error", run: io_errors::kernel_primary_read_error },
+    Case { name: "io_errors::kernel_secondary_write_error", run: io_errors::kernel_secondary_write_error },
+    Case { name: "congestion::udrbd_pulls_ahead", run: congestion::udrbd_pulls_ahead },
+    Case { name: "congestion::kernel_pulls_ahead", run: congestion::kernel_pulls_ahead },
+    Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
