@@ -48,7 +48,7 @@ fn a_primarys_write_error_is_a_success_through_the_peer() {
         assert_eq!([p.nodes[A].text(), p.nodes[B].text()], fate_of_own_disk(policy), "{policy:?}");
         says(&p, A, "local WRITE IO error sector 80+8");
         let helpers = matches!(policy, OnIoError::CallLocalIoError).then_some(Handler::LocalIoError);
-        assert_eq!(p.nodes[A].helpers.iter().copied().collect::<Vec<_>>(), Vec::from_iter(helpers), "{policy:?}");
+        assert_eq!(p.nodes[A].helpers.clone(), Vec::from_iter(helpers), "{policy:?}");
         assert_eq!(p.read(A, 80, 8)[0], 2, "{policy:?}");
         let id = p.write(A, 160, 8, 3);
         p.settle_for(100_000_000);

@@ -68,14 +68,16 @@ pub fn udrbd_pulls_ahead(bench: &mut Bench) -> Outcome {
 pub fn kernel_pulls_ahead(bench: &mut Bench) -> Outcome {
     let conf = pull_ahead(bench);
     let pair = bench.synced_pair(&conf)?;
-    pair.kernel.guest.sh("tc qdisc replace dev eth0 root tbf rate 8mbit burst 32k limit 1m")?;
+    let dev = "$(ls /sys/class/net | grep -v lo)";
+    let guest = &pair.kernel.guest;
+    guest.sh(&format!("modprobe sch_tbf; tc qdisc replace dev {dev} root tbf rate 8mbit burst 32k limit 1m"))?;
     let data = noise(2, LEN);
     let written = pair.kernel.write(0, 8 << 20, &data, 4096);
     let log = wait_until("the kernel is Ahead", SOON, || {
         let log = pair.kernel.guest.sh("dmesg")?;
         Ok(if log.contains("conn( Connected -> Ahead )") { Ok(log) } else { Err(log) })
     });
-    pair.kernel.guest.sh("tc qdisc del dev eth0 root")?;
+    guest.sh(&format!("tc qdisc del dev {dev} root"))?;
     written?;
     log?;
     pair.wait_synced()?;

@@ -119,6 +119,9 @@ fn each_policy_on_udrbd(bench: &mut Bench, primary: bool) -> Outcome {
         small.mend()?;
         if fate == "Diskless" {
             pair.udrbd.drbdctl("attach r0")?;
+        } else if primary {
+            // Its clients live on the peer's data: the peer must not go, and refuses to.
+            pair.udrbd.drbdctl("invalidate r0")?;
         } else {
             pair.kernel.drbdadm("disconnect r0")?;
             pair.kernel.drbdadm("connect r0")?;
@@ -176,6 +179,8 @@ fn each_policy_on_the_kernel(bench: &mut Bench, faults: u32, primary: bool) -> O
         pair.udrbd.wait("dstate", &format!("UpToDate/{fate}"), 1)?;
         if fate == "Diskless" {
             pair.kernel.drbdadm("attach r0")?;
+        } else if primary {
+            pair.kernel.drbdadm("invalidate r0")?;
         } else {
             pair.udrbd.drbdctl("disconnect r0")?;
             pair.udrbd.drbdctl("connect r0")?;
