@@ -11,5 +11,6 @@ mod harness;
 mod helpers;
 mod load;
 mod refusals;
+mod resize;
 mod starts;
 mod whole_life;
