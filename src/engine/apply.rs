@@ -135,6 +135,9 @@ impl Engine {
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.congestion.note(old.conn, new.conn, now);
         }
+        if new.disk == DiskState::UpToDate && old.disk != DiskState::UpToDate {
+            self.undo_end(v);
+        }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
@@ -376,6 +379,7 @@ impl Engine {
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
+        self.out.push(Action::Notice(Notice::Generation { volume: v, current: ids.current }));
         self.md_superblock(v, Some(MdDone::Gate));
     }
 

@@ -12,6 +12,7 @@ use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
+use crate::engine::refused::Refused;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
@@ -101,6 +102,8 @@ pub(crate) struct Connection {
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
     pub(crate) barrier_timer: bool,
+    /// Why there is no connection, if the last attempt said so.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Connection {
@@ -136,6 +139,7 @@ impl Connection {
             since: Timestamp(0),
             request_timer: false,
             barrier_timer: false,
+            refused: None,
         }
     }
 
@@ -245,6 +249,7 @@ impl Engine {
             }
             LinkEvent::Refused { reason } => {
                 self.log(Level::Error, None, format!("{reason}; discarding network configuration"));
+                self.refuse(Refused::Link { reason });
                 self.drop_link(ConnState::Disconnecting);
             }
             LinkEvent::Lost { nr, socket, protocol_error, fatal, reason } => {
@@ -374,6 +379,7 @@ impl Engine {
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
             self.forget_resync(v);
+            self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;

@@ -98,6 +98,8 @@ pub(crate) struct Request {
     /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
     /// Readers will find the old data here, wherever else the new ones are.
     pub stale_here: bool,
+    /// What it overwrites is saved, as far as that is wanted.
+    pub undo_settled: bool,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -211,6 +213,7 @@ impl Engine {
             tried_local: false,
             tried_remote: false,
             stale_here: false,
+            undo_settled: false,
         })
     }
 

@@ -83,6 +83,8 @@ pub struct SimVolume {
     pub aheads: VecDeque<u64>,
     /// How often its disk failed or was taken away.
     pub failures: u64,
+    /// Its undo files.
+    pub undo: super::undo::SimUndo,
 }
 
 impl SimVolume {
@@ -240,6 +242,7 @@ impl Node {
                     write_failed: 0,
                     aheads: VecDeque::new(),
                     failures: 0,
+                    undo: super::undo::SimUndo::default(),
                     size: 0,
                 }
             })
@@ -321,6 +324,7 @@ impl Node {
             if let Some(meta) = &mut vol.meta {
                 let _ = if power { meta.power_cut() } else { meta.process_crash() };
             }
+            vol.undo.die(power);
             vol.ops.clear();
             vol.open = false;
             vol.opened = false;

@@ -8,6 +8,7 @@ mod metadata;
 mod refusals;
 mod resize;
 mod resync;
+mod split_brain;
 mod sync;
 
 use xtask::harness::{Case, Verdict};
@@ -46,6 +47,7 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "congestion::udrbd_pulls_ahead", run: congestion::udrbd_pulls_ahead },
     Case { name: "congestion::kernel_pulls_ahead", run: congestion::kernel_pulls_ahead },
     Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
+    Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "refusals::of_udrbd", run: refusals::of_udrbd },
