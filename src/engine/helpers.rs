@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::engine::action::Action;
-use crate::engine::event::HandlerRun;
+use crate::engine::event::{CommandId, HandlerRun};
 use crate::engine::handler::Handler;
 use crate::units::VolumeNr;
 
@@ -19,6 +19,9 @@ pub(crate) enum AfterHelper {
     Nothing,
     /// The peer is told of this volume's failed disk.
     LocalIoError(VolumeNr),
+    /// The peer is fenced or not. `connects`: so often the connection had been there when the helper began; `command`: the
+    /// promotion that waits for it.
+    FencePeer { connects: u64, command: Option<CommandId> },
 }
 
 /// The helpers under way.
@@ -43,10 +46,11 @@ impl Engine {
     }
 
     /// A helper has ended.
-    pub(crate) fn on_handler_done(&mut self, run: HandlerRun, _code: u8) {
+    pub(crate) fn on_handler_done(&mut self, run: HandlerRun, code: u8) {
         match self.helpers.running.remove(&run) {
             None | Some(AfterHelper::Nothing) => {}
             Some(AfterHelper::LocalIoError(v)) => self.on_local_io_error_told(v),
+            Some(AfterHelper::FencePeer { connects, command }) => self.on_fence_peer_done(code, connects, command),
         }
     }
 }

@@ -160,6 +160,15 @@ impl Engine {
             }
             self.progress(key);
         }
+        self.reads_lost();
+        for vol in self.volumes.values_mut() {
+            vol.counters.pending = 0;
+        }
+        self.check_flushes();
+    }
+
+    /// Reads that wait for the peer begin anew.
+    pub(crate) fn reads_lost(&mut self) {
         let reads: Vec<u64> = self
             .requests
             .iter()
@@ -175,10 +184,5 @@ impl Engine {
             }
             self.start_read(key);
         }
-        for vol in self.volumes.values_mut() {
-            vol.counters.pending = 0;
-            vol.congestion.in_flight = 0;
-        }
-        self.check_flushes();
     }
 }

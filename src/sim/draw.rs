@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use super::plan::{ClientOp, Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
-use crate::engine::options::{DiskOptions, NetOptions, OnCongestion, OnIoError};
+use crate::engine::options::{DiskOptions, NetOptions, OnCongestion, OnIoError, ResourceOptions};
 use crate::units::Sectors;
 use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod suspension;
 
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
@@ -22,10 +23,13 @@ const SECOND: u64 = 1_000_000_000;
 #[must_use]
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
-    let params = params(seed, &mut rng);
+    let mut params = params(seed, &mut rng);
+    let mut waits = Rng::stream(seed, 20);
+    suspension::draw(&mut params, &mut waits);
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
-    let steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
+    let mut steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
+    suspension::orders(&params, &mut waits, &mut steps);
     Plan { params, steps }
 }
 
@@ -103,6 +107,10 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     NodeParams {
         net,
         disk,
+        resource: ResourceOptions::default(),
+        helper_ns: 20 * MS,
+        helper_broken: 0,
+        helper_shoots: 0,
         external_meta: rng.percent(60),
         al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
         version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),

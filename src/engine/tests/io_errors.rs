@@ -89,7 +89,7 @@ fn a_primarys_read_error_is_served_by_the_peer() {
 fn the_helper_ends_before_the_peer_hears_of_the_disk_and_before_it_goes() {
     for protocol in super::PROTOCOLS {
         let mut p = ready(62, protocol, OnIoError::CallLocalIoError);
-        p.nodes[A].slow_helpers = Some(Vec::new());
+        p.nodes[A].slow_helpers = true;
         let first = p.write(A, 80, 8, 2);
         fail_next(&mut p, A, true, 80);
         let second = p.write(A, 160, 8, 3);
@@ -98,7 +98,7 @@ fn the_helper_ends_before_the_peer_hears_of_the_disk_and_before_it_goes() {
         assert_eq!(p.nodes[B].text(), "Connected Secondary/Primary UpToDate/UpToDate", "{protocol:?}");
         assert_eq!(p.nodes[A].helpers, [Handler::LocalIoError]);
         assert!(!p.done(A, second), "{protocol:?}: it has nobody but a peer that does not know");
-        let runs = p.nodes[A].slow_helpers.take().unwrap();
+        let runs = std::mem::take(&mut p.nodes[A].late);
         for run in runs {
             p.event(A, Event::HandlerDone { run, code: 1 });
         }
@@ -114,7 +114,7 @@ fn the_helper_ends_before_the_peer_hears_of_the_disk_and_before_it_goes() {
 #[test]
 fn a_helper_that_outlives_the_link_lets_nothing_go_on_the_next_one() {
     let mut p = ready(63, ReplProtocol::C, OnIoError::CallLocalIoError);
-    p.nodes[B].slow_helpers = Some(Vec::new());
+    p.nodes[B].slow_helpers = true;
     p.write(A, 80, 8, 2);
     fail_next(&mut p, B, true, 80);
     p.settle_for(500_000_000);
@@ -123,7 +123,7 @@ fn a_helper_that_outlives_the_link_lets_nothing_go_on_the_next_one() {
     assert_eq!(p.nodes[B].state(V).disk, DiskState::Failed);
     p.join();
     p.settle_for(500_000_000);
-    let runs = p.nodes[B].slow_helpers.take().unwrap();
+    let runs = std::mem::take(&mut p.nodes[B].late);
     for run in runs {
         p.event(B, Event::HandlerDone { run, code: 0 });
     }

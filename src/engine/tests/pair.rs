@@ -57,8 +57,9 @@ pub(super) struct Node {
     /// Helpers that were run, in order, and the exit codes of those that are not to end with 0.
     pub helpers: Vec<Handler>,
     pub exit_codes: BTreeMap<Handler, u8>,
-    /// Helpers that are still running, where they do not end at once.
-    pub slow_helpers: Option<Vec<HandlerRun>>,
+    /// Helpers take their time: those under way, in order, for [`Pair::end_helper`].
+    pub slow_helpers: bool,
+    pub late: Vec<HandlerRun>,
     /// The disks answer nothing.
     pub hung: bool,
 }
@@ -89,7 +90,8 @@ impl Node {
             closing: false,
             helpers: Vec::new(),
             exit_codes: BTreeMap::new(),
-            slow_helpers: None,
+            slow_helpers: false,
+            late: Vec::new(),
             hung: false,
         }
     }
@@ -189,8 +191,8 @@ impl Pair {
             Action::Undo { .. } => {}
             Action::RunHandler { run, handler, .. } => {
                 node.helpers.push(handler);
-                if let Some(running) = &mut node.slow_helpers {
-                    return running.push(run);
+                if node.slow_helpers {
+                    return node.late.push(run);
                 }
                 let code = node.exit_codes.get(&handler).copied().unwrap_or(0);
                 self.event(n, Event::HandlerDone { run, code });
@@ -276,6 +278,11 @@ impl Pair {
         if let Some(link) = self.nodes[to].link {
             self.event(to, Event::Packet { link, socket, volume, packet });
         }
+    }
+
+    /// A helper that takes its time ends.
+    pub(super) fn end_helper(&mut self, n: usize, run: HandlerRun, code: u8) {
+        self.event(n, Event::HandlerDone { run, code });
     }
 
     /// Both nodes lose the link; what was under way is gone.

@@ -3,6 +3,7 @@
 mod congestion;
 mod crash;
 mod disk_loss;
+mod fencing;
 mod io_errors;
 mod metadata;
 mod refusals;
@@ -47,6 +48,18 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "congestion::udrbd_pulls_ahead", run: congestion::udrbd_pulls_ahead },
     Case { name: "congestion::kernel_pulls_ahead", run: congestion::kernel_pulls_ahead },
     Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
+    Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
+    Case {
+        name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",
+        run: fencing::a_diskless_udrbd_primary_waits_for_the_kernel,
+    },
+    Case {
+        name: "fencing::the_secondary_is_outdated_by_a_disconnect",
+        run: fencing::the_secondary_is_outdated_by_a_disconnect,
+    },
+    Case { name: "fencing::exit_codes_under_resource_only", run: fencing::exit_codes_under_resource_only },
+    Case { name: "fencing::exit_codes_under_stonith", run: fencing::exit_codes_under_stonith },
+    Case { name: "fencing::a_promotion_asks_the_helper", run: fencing::a_promotion_asks_the_helper },
     Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
