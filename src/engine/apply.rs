@@ -307,9 +307,6 @@ impl Engine {
                     self.release_denied(v);
                 }
                 self.resize_link_lost(v, &old, &new);
-                if new.conn == ConnState::Connected {
-                    self.grow_if_due(v);
-                }
                 self.submit_held_back(v);
                 self.admit(v);
                 self.retry_blocked(v);
