@@ -89,7 +89,6 @@ impl Engine {
     fn put_off_read(&mut self, key: u64) {
         let Some(request) = self.requests.get_mut(key) else { return };
         (request.local, request.net) = (Side::Unused, Side::Unused);
-        // The late end of an operation that was given up must not be taken for that of another one.
         (request.tried_local, request.tried_remote) = (false, false);
         if let Some(vol) = self.volumes.get_mut(&request.volume) {
             vol.waiting.push_front(key);
