@@ -305,9 +305,6 @@ impl fmt::Display for NotYetEffective {
     }
 }
 
-/// Events for which no program is run yet.
-const IDLE_HANDLERS: &[Handler] = &[Handler::LocalIoError];
-const WHY_HANDLERS: &str = "this handler is not called for now";
 const WHY_PROXY: &str = "there is no DRBD proxy here";
 const WHY_ALTERNATE: &str = "only the first address is used for now";
 
@@ -336,9 +333,6 @@ impl Resource {
         let disk = self.disk.values();
         pending(&mut out, &place("disk"), disk.clone());
         pending(&mut out, &place("startup"), self.startup.values());
-        for (handler, command) in self.handlers.iter().filter(|(handler, _)| IDLE_HANDLERS.contains(handler)) {
-            add(&mut out, handler.text(), command, &place("handlers"), WHY_HANDLERS);
-        }
         for (option, value) in &self.proxy {
             add(&mut out, option, value, &place("proxy"), WHY_PROXY);
         }

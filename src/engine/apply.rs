@@ -45,7 +45,7 @@ impl Engine {
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
             others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
             resync_after_negotiation: vol.is_some_and(|vol| vol.resize.after_negotiation),
-            call_local_io_error: false,
+            call_local_io_error: vol.is_some_and(|vol| vol.error_helper.is_some()),
             forced_detach: vol.is_some_and(|vol| vol.forced_detach),
         }
     }
@@ -132,6 +132,10 @@ impl Engine {
             } else if new.disk < DiskState::Inconsistent || new.conn == ConnState::WfBitMapT {
                 vol.bits_known = false;
             }
+        }
+        let now = self.now;
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.congestion.note(old.conn, new.conn, now);
         }
         if new.disk == DiskState::UpToDate && old.disk != DiskState::UpToDate {
             self.undo_end(v);
@@ -301,6 +305,9 @@ impl Engine {
                 for effect in effects {
                     self.effect(v, effect, &new);
                 }
+                for v in std::mem::take(&mut self.give_up_due) {
+                    self.give_up_operations(v);
+                }
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }
@@ -342,6 +349,7 @@ impl Engine {
                 self.update_md_flags(v);
             }
             Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
+            Effect::RunHandler(Handler::LocalIoError) => self.tell_local_io_error(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
             Effect::SetNewCurrentUuidPending if self.freezes_requests() => {
@@ -365,7 +373,8 @@ impl Engine {
             Effect::NewCurrentUuid => self.new_current_uuid(v),
             Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
             Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),
-            Effect::AbortLocalIo => self.abort_local_io(v),
+            // After the peer was told: what goes to it alone follows that.
+            Effect::AbortLocalIo => self.give_up_due.push(v),
             Effect::ForgetResyncExtents => self.forget_resync(v),
             Effect::WriteMetadata | Effect::WriteMetadataIfDirty => {
                 if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {

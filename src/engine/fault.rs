@@ -88,6 +88,8 @@ faults! {
             "A completion that waits for a new generation is given at once and again afterwards.";
         ReadInconsistent, "read-inconsistent",
             "A target reads blocks locally that are not synced yet.";
+        ClosedWithStuckIo, "closed-with-stuck-io",
+            "A disk that was given up is closed, and may be attached again, before its last operation has ended (S37).";
         // Replication.
         BarrierNotSent, "barrier-not-sent",
             "An epoch's barrier counts as sent, but is not.";
@@ -129,6 +131,10 @@ faults! {
             "A flush is completed before the local disk's flush.";
         FlushIgnoresPeer, "flush-ignores-peer",
             "A flush under protocol C does not wait for the barrier acknowledgements.";
+        AheadUnmarked, "ahead-unmarked",
+            "A write of a node that is Ahead is neither marked nor announced.";
+        AheadFlaps, "ahead-flaps",
+            "A node leaves Ahead at once, however often it went there (S33).";
         // Suspended I/O and fencing.
         CompletedSuspended, "completed-suspended",
             "Requests are completed though I/O is suspended.";

@@ -19,6 +19,8 @@ pub(crate) enum AfterHelper {
     Nothing,
     /// The resync of a volume, from this node or to it.
     Resync { volume: VolumeNr, source: bool },
+    /// The peer is told of this volume's failed disk.
+    LocalIoError(VolumeNr),
     /// The peer is fenced or not. `connects`: so often the connection had been there when the helper began; `command`: the
     /// promotion that waits for it.
     FencePeer { connects: u64, command: Option<CommandId> },
@@ -51,6 +53,7 @@ impl Engine {
         match self.helpers.running.remove(&run) {
             None | Some(AfterHelper::Nothing) => {}
             Some(AfterHelper::Resync { volume, source }) => self.on_resync_helper(run, volume, source, code),
+            Some(AfterHelper::LocalIoError(v)) => self.on_local_io_error_told(v),
             Some(AfterHelper::FencePeer { connects, command }) => self.on_fence_peer_done(code, connects, command),
         }
     }

@@ -339,6 +339,11 @@ impl Engine {
                 }
             }
         }
+        if os.conn == ConnState::Behind && view.pdsk <= DiskState::Failed {
+            // This disk lacks what that one had, and would pass for good.
+            self.log(Level::Error, Some(v), "the peer that is ahead has lost its disk; dropping the connection");
+            return self.drop_link(ConnState::NetworkFailure);
+        }
         let pending = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
         if view.pdsk == DiskState::Consistent
             && view.conn == ConnState::Connected

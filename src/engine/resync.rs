@@ -324,7 +324,7 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.resync.as_ref().is_some_and(|r| r.source) {
             self.resync_failed(v, range);
-        } else if vol.state.conn == ConnState::WfBitMapS {
+        } else if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::Ahead) {
             vol.failed_early.insert(range.bits_touched());
         }
     }

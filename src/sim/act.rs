@@ -323,6 +323,12 @@ impl World {
                 self.called_equal(1 - node, node, volume);
             }
         }
+        if new.disk == DiskState::Diskless {
+            self.nodes[node].volumes[volume].aheads.clear();
+        }
+        if old.conn != ConnState::Ahead && new.conn == ConnState::Ahead {
+            self.went_ahead(node, volume);
+        }
         for moment in moments(old, new) {
             self.moment(node, moment);
         }

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use super::device::PAGE;
 use super::stamp::{self, Content, SECTOR};
 use super::world::{A, B, Checker, World};
-use crate::limits::{PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
+use crate::limits::{CONGESTION_PHASES_MAX, PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -172,6 +172,20 @@ impl World {
     pub(super) fn adopt(&mut self, node: usize, volume: usize) {
         let (contents, other) = (self.contents(node, volume), self.contents(1 - node, volume));
         self.model.adopt(self.tick, node, volume, &contents, &other);
+    }
+
+    /// A volume goes Ahead again: not too often in a minute.
+    pub(super) fn went_ahead(&mut self, node: usize, volume: usize) {
+        let now = self.local(node).0;
+        let aheads = &mut self.nodes[node].volumes[volume].aheads;
+        aheads.push_back(now);
+        if aheads.len() > CONGESTION_PHASES_MAX {
+            let first = aheads.pop_front().unwrap_or(now);
+            if now - first < 60_000_000_000 {
+                let text = format!("volume {volume} went Ahead {} times in a minute", CONGESTION_PHASES_MAX + 1);
+                self.fail(Checker::Flapping, text);
+            }
+        }
     }
 
     pub(super) fn check_memory(&mut self) {

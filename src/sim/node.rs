@@ -82,6 +82,8 @@ pub struct SimVolume {
     pub named: BTreeSet<Reason>,
     /// When a write, to the data or to the metadata, failed last: the simulator's step.
     pub write_failed: u64,
+    /// When it went Ahead, in the node's own time, the last few times.
+    pub aheads: VecDeque<u64>,
     /// How often its disk failed or was taken away.
     pub failures: u64,
     /// What the node told the other about it.
@@ -249,6 +251,7 @@ impl Node {
                     forcing: 0,
                     named: BTreeSet::new(),
                     write_failed: 0,
+                    aheads: VecDeque::new(),
                     failures: 0,
                     said: Said::default(),
                     helper_run: None,
@@ -344,6 +347,7 @@ impl Node {
             vol.configured = false;
             vol.forcing = 0;
             vol.helper_ended = None;
+            vol.aheads.clear();
             vol.seen = VolumeState::default();
         }
         changed

@@ -73,6 +73,8 @@ pub struct Params {
     pub start: Start,
     /// Typical one-way delay of the network, nanoseconds.
     pub net_ns: u64,
+    /// Bytes per second that the data socket carries; 0: as many as there are.
+    pub link_rate: u64,
     /// Percent of deliveries that bring only a piece.
     pub fragments: u64,
     /// The two sockets have delays of their own.
@@ -389,8 +391,9 @@ impl fmt::Display for Params {
         )?;
         writeln!(
             f,
-            "network: {} us, {} % in pieces, skewed sockets {}, {} % of connects fail",
+            "network: {} us, {} bytes/s, {} % in pieces, skewed sockets {}, {} % of connects fail",
             self.net_ns / 1000,
+            self.link_rate,
             self.fragments,
             self.skewed_sockets,
             self.failed_connects
@@ -426,9 +429,13 @@ impl fmt::Display for Params {
             )?;
             writeln!(
                 f,
-                "{name}: on-io-error {:?}, rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
+                "{name}: on-io-error {:?}, disk-timeout {:?}, on-congestion {:?} ({}, {}), rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
                  use-rle {}, integrity {:?}",
                 node.disk.on_io_error,
+                node.disk.disk_timeout,
+                node.net.on_congestion,
+                node.net.congestion_fill,
+                node.net.congestion_extents,
                 node.disk.resync_rate,
                 node.net.max_epoch_size,
                 node.net.max_buffers,

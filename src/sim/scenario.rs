@@ -82,6 +82,7 @@ impl Scenario {
             volumes: vec![[8 * MIB; 2]],
             start: Start::Skipped,
             net_ns: 100_000,
+            link_rate: 0,
             fragments: 0,
             skewed_sockets: false,
             failed_connects: 0,
@@ -122,6 +123,13 @@ impl Scenario {
     #[must_use]
     pub fn on_io_error(self, policy: OnIoError) -> Self {
         self.nodes(|n| n.disk.on_io_error = policy)
+    }
+
+    /// The data socket carries so many MiB/s.
+    #[must_use]
+    pub const fn slow_link(mut self, mib: u64) -> Self {
+        self.params.link_rate = mib * MIB;
+        self
     }
 
     /// Metadata on devices of their own.

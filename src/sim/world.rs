@@ -118,6 +118,8 @@ pub enum Checker {
     Discarded,
     /// P6: settles after the faults.
     Settles,
+    /// Ahead and Behind do not take turns.
+    Flapping,
     /// Metadata can be attached after every crash.
     Metadata,
     /// Collections stay within their limits.
@@ -145,6 +147,7 @@ impl Checker {
             Self::Covered => "P4 covered",
             Self::Discarded => "P5 discarded",
             Self::Settles => "P6 settles",
+            Self::Flapping => "flapping",
             Self::Frozen => "P7 frozen",
             Self::Metadata => "metadata",
             Self::Memory => "memory",

@@ -5,6 +5,7 @@
 
 mod activity_log;
 mod blocks;
+mod congestion;
 mod found;
 mod generations;
 mod generations_unseen;

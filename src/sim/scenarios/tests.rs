@@ -9,6 +9,7 @@ const TABLE: &str = include_str!("../../../docs/scenarios.md");
 const STORIES: [&str; 7] = [
     include_str!("activity_log.rs"),
     include_str!("blocks.rs"),
+    include_str!("congestion.rs"),
     include_str!("generations.rs"),
     include_str!("liveness.rs"),
     include_str!("policies.rs"),
