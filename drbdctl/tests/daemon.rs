@@ -38,8 +38,8 @@ fn up_makes_attaches_and_connects_in_stages() {
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
     assert_eq!(
         ran.stderr,
-        "drbdctl: warning: resource r0, net: after-sb-0pri discard-zero-changes has no effect in this version: a split \
-         brain always ends in StandAlone for now\n"
+        "drbdctl: warning: resource r0, net: congestion-fill 2048 has no effect in this version: writers wait when the \
+         send queue is full, for now\n"
     );
     let asked = daemon.asked();
     assert_eq!(

@@ -16,7 +16,8 @@ use crate::engine::md::MdDone;
 use crate::engine::options::ResizeOptions;
 use crate::engine::resize::ResizeStep;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
-use crate::units::VolumeNr;
+use crate::limits::FORCED_DETACH_MS;
+use crate::units::{Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState, Role, StateResult, StateWord};
 
@@ -33,7 +34,7 @@ pub(crate) struct Pending {
 pub(crate) enum Job {
     Primary(Promotion),
     Secondary { told: bool },
-    Detach { force: bool },
+    Detach { force: bool, until: Option<Timestamp> },
     Disconnect { force: bool, outdates: Outdates },
     Change { change: StateChange, retry: bool },
     ResumeIo,
@@ -115,7 +116,7 @@ impl Engine {
                     Err(error)
                 }
             },
-            Command::Detach { force } => return self.start_command(id, v, Job::Detach { force }),
+            Command::Detach { force } => return self.start_command(id, v, Job::Detach { force, until: None }),
             Command::Connect(opts) => self.connect(*opts),
             Command::Disconnect { force } => {
                 return self.start_command(id, v, Job::Disconnect { force, outdates: Outdates::Nobody });
@@ -210,6 +211,7 @@ impl Engine {
         let (ready, rest) =
             std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
         self.commands = rest;
+        self.recheck_commands = true;
         for pending in ready {
             self.run(pending, None);
         }
@@ -510,18 +512,29 @@ impl Engine {
 
     pub(crate) fn run_detach(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
-        let Job::Detach { force } = &mut pending.job else { return };
-        let force = *force;
+        let Job::Detach { force, until } = &mut pending.job else { return };
+        let (force, now) = (*force, self.now);
+        let patience = now.after(Duration::from_millis(FORCED_DETACH_MS));
+        let first = force && until.is_none();
+        let until = *until.get_or_insert(patience);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Diskless if vol.disk.is_none() && !vol.closing => return self.command_done(id, Ok(())),
-            DiskState::Diskless | DiskState::Failed => return self.wait(pending, Wait::Change),
+            // It is gone for everybody; the device itself may hang for long.
+            DiskState::Failed if force && vol.stuck > 0 && now >= until => return self.command_done(id, Ok(())),
+            DiskState::Diskless | DiskState::Failed if !first => return self.wait(pending, Wait::Change),
             _ => {}
         }
         if force {
-            vol.forced_detach = true;
-            self.force(v, &StateChange::NONE.disk(DiskState::Failed));
+            if vol.state.disk > DiskState::Diskless {
+                self.force_off(v, None);
+                self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at: until });
+            }
             return self.wait(pending, Wait::Change);
+        }
+        if vol.state.conn == ConnState::Ahead {
+            // The peer lacks what was written last.
+            return self.command_done(id, Err(CommandError::State(StateResult::NoUpToDateDisk)));
         }
         match self.attempt(id, v, &StateChange::NONE.disk(DiskState::Failed), answer) {
             Attempt::Asked => self.wait(pending, Wait::Answer),
@@ -542,8 +555,13 @@ impl Engine {
         if change.conn == Some(ConnState::TearDown) {
             return self.on_disconnect_request(&change, false, v);
         }
-        let code = match self.change(v, &change, ChangeMode::Soft) {
-            Ok(code) | Err(code) => code,
+        let code = if change.pdsk == Some(DiskState::Failed) && self.state(v).conn == ConnState::Behind {
+            // This disk would pass for good, and lacks what the peer has.
+            StateResult::NoUpToDateDisk
+        } else {
+            match self.change(v, &change, ChangeMode::Soft) {
+                Ok(code) | Err(code) => code,
+            }
         };
         self.send_meta(v, Packet::StateChgReply(code.code()));
     }

@@ -70,6 +70,7 @@ impl Engine {
                 disk.al.set_updates(true);
                 disk.al.ring_is_stale()
             });
+        self.arm_disk_timeout(v);
         self.update_md_flags(v);
         if !al_updates {
             // Transactions are written until the superblock says that there are none.

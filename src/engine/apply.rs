@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, Level, Notice};
 use crate::engine::connection::LinkEnd;
 use crate::engine::fault::Fault;
+use crate::engine::handler::Handler;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
@@ -44,7 +45,7 @@ impl Engine {
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
             others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
             resync_after_negotiation: vol.is_some_and(|vol| vol.resize.after_negotiation),
-            call_local_io_error: false,
+            call_local_io_error: vol.is_some_and(|vol| vol.error_helper.is_some()),
             forced_detach: vol.is_some_and(|vol| vol.forced_detach),
         }
     }
@@ -132,12 +133,21 @@ impl Engine {
                 vol.bits_known = false;
             }
         }
+        let now = self.now;
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.congestion.note(old.conn, new.conn, now);
+        }
         if new.disk == DiskState::UpToDate && old.disk != DiskState::UpToDate {
             self.undo_end(v);
         }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
+        }
+        if old.conn != new.conn
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            vol.resync_helper = None;
         }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
@@ -295,6 +305,9 @@ impl Engine {
                 for effect in effects {
                     self.effect(v, effect, &new);
                 }
+                for v in std::mem::take(&mut self.give_up_due) {
+                    self.give_up_operations(v);
+                }
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }
@@ -336,6 +349,7 @@ impl Engine {
                 self.update_md_flags(v);
             }
             Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
+            Effect::RunHandler(Handler::LocalIoError) => self.tell_local_io_error(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
             Effect::SetNewCurrentUuidPending if self.freezes_requests() => {
@@ -359,7 +373,8 @@ impl Engine {
             Effect::NewCurrentUuid => self.new_current_uuid(v),
             Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
             Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),
-            Effect::AbortLocalIo => self.abort_local_io(v),
+            // After the peer was told: what goes to it alone follows that.
+            Effect::AbortLocalIo => self.give_up_due.push(v),
             Effect::ForgetResyncExtents => self.forget_resync(v),
             Effect::WriteMetadata | Effect::WriteMetadataIfDirty => {
                 if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
@@ -429,6 +444,12 @@ impl Engine {
             MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
             MdDone::Release(_) => self.release_data(),
+            MdDone::TargetDone(link) => {
+                if link.is_some() && link == self.conn.link {
+                    self.release_data();
+                }
+                self.tell_helper(Handler::AfterResyncTarget, Some(v));
+            }
             MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
             MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);

@@ -175,7 +175,7 @@ impl Engine {
                 vol.bitmap_rx = None;
                 let unsent = vol.send_bitmap || self.bitmap_tx.as_ref().is_some_and(|tx| tx.volume == v);
                 match conn {
-                    ConnState::WfBitMapT => self.start_bitmap(v),
+                    ConnState::WfBitMapT => self.start_answer(v),
                     // The source has begun anew meanwhile, and takes the answer to its first bitmap for both.
                     ConnState::WfSyncUuid => {}
                     _ if unsent => vol.bitmap_answered = true,

@@ -393,6 +393,7 @@ impl Engine {
                 vol.resync_unacked.clear();
                 vol.refusals_due = false;
                 vol.counters.unacked = 0;
+                vol.congestion.in_flight = 0;
             }
         }
         self.requests_end();

@@ -1,4 +1,5 @@
-//! The local disk's life: attach, I/O errors, detach (behaviour.md 10, 11.2, 11.3; metadata.md 8).
+//! The local disk's life: attach and detach (behaviour.md 10.3 to 10.5, 11.2, 11.3; metadata.md 8). What makes a disk go by
+//! itself is in `io_error`.
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
@@ -6,7 +7,7 @@ use crate::engine::al::{ActivityLog, AlLayout};
 use crate::engine::event::{AttachedDisk, CommandId};
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
-use crate::engine::options::{DiskOptions, OnIoError};
+use crate::engine::options::DiskOptions;
 use crate::engine::peer_state::new_size;
 use crate::engine::state::{
     ChangeMode, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach, may_attach_generation,
@@ -161,6 +162,8 @@ impl Engine {
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
         vol.forced_detach = false;
+        vol.stuck = 0;
+        vol.disk_suspect = None;
         vol.closing = false;
         vol.counters.disk_read = 0;
         vol.counters.disk_written = 0;
@@ -230,53 +233,26 @@ impl Engine {
         Ok(())
     }
 
-    /// The data device failed: what the policy says.
-    pub(crate) fn on_io_error(&mut self, v: VolumeNr) {
-        let Some(vol) = self.volumes.get(&v) else { return };
-        if vol.state.disk <= DiskState::Failed {
-            return;
-        }
-        match vol.opts.on_io_error {
-            OnIoError::PassOn => {
-                self.log(Level::Error, Some(v), "Local IO failed.");
-                if vol_disk(self, v) > DiskState::Inconsistent {
-                    self.force(v, &StateChange::NONE.disk(DiskState::Inconsistent));
-                }
-            }
-            OnIoError::CallLocalIoError | OnIoError::Detach => {
-                self.log(Level::Error, Some(v), "Local IO failed. Detaching...");
-                self.force(v, &StateChange::NONE.disk(DiskState::Failed));
-            }
-        }
-    }
-
-    /// The metadata device failed: the disk is given up whatever the policy (behaviour.md 10.1).
-    pub(crate) fn on_meta_failure(&mut self, v: VolumeNr) {
-        if vol_disk(self, v) > DiskState::Failed {
-            self.log(Level::Error, Some(v), "Local IO failed (meta data). Detaching...");
-            self.force(v, &StateChange::NONE.disk(DiskState::Failed));
-        }
-    }
-
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
         let references_stay = self.faulty(Fault::AlReferencesSurvive);
+        if !self.disk_is_idle(v) {
+            return;
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
-            DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
+            DiskState::Failed if !vol.closing && vol.error_helper.is_none() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
-            DiskState::Diskless
-                if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
-            {
+            DiskState::Diskless if !vol.closing && vol.disk.is_some() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
-            DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
+            DiskState::Diskless if vol.closing && vol.disk.is_some() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
                 self.undo_detached(v);
@@ -318,8 +294,4 @@ impl Engine {
         }
         self.recheck_commands = true;
     }
-}
-
-fn vol_disk(engine: &Engine, v: VolumeNr) -> DiskState {
-    engine.state(v).disk
 }

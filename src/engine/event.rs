@@ -221,6 +221,10 @@ pub enum Timer {
     Barrier,
     /// Changed bitmap pages of a volume are written.
     LazyBitmap(VolumeNr),
+    /// The oldest disk operation of a volume is checked.
+    DiskTimeout(VolumeNr),
+    /// A volume has been Ahead long enough.
+    LeaveAhead(VolumeNr),
     /// A command retries after a transient state.
     CommandRetry,
 }

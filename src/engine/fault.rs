@@ -88,6 +88,8 @@ faults! {
             "A completion that waits for a new generation is given at once and again afterwards.";
         ReadInconsistent, "read-inconsistent",
             "A target reads blocks locally that are not synced yet.";
+        ClosedWithStuckIo, "closed-with-stuck-io",
+            "A disk that was given up is closed, and may be attached again, before its last operation has ended (S37).";
         // Replication.
         BarrierNotSent, "barrier-not-sent",
             "An epoch's barrier counts as sent, but is not.";
@@ -129,6 +131,10 @@ faults! {
             "A flush is completed before the local disk's flush.";
         FlushIgnoresPeer, "flush-ignores-peer",
             "A flush under protocol C does not wait for the barrier acknowledgements.";
+        AheadUnmarked, "ahead-unmarked",
+            "A write of a node that is Ahead is neither marked nor announced.";
+        AheadFlaps, "ahead-flaps",
+            "A node leaves Ahead at once, however often it went there (S33).";
         // Suspended I/O and fencing.
         CompletedSuspended, "completed-suspended",
             "Requests are completed though I/O is suspended.";
@@ -176,6 +182,23 @@ faults! {
             "A node with inconsistent data is promoted without force (S9).";
         DemotedBusy, "demoted-busy",
             "A demotion does not wait for the requests in flight.";
+        // Split brains and helpers.
+        TieBreakerSwapped, "tie-breaker-swapped",
+            "The node that loses ties wins them.";
+        ChangesSwapped, "changes-swapped",
+            "The policies take each node's changes for the other's.";
+        YoungerForOlder, "younger-for-older",
+            "The policies discard the younger Primary's data instead of the older one's, and the other way round.";
+        AmbiguousByPolicy, "ambiguous-by-policy",
+            "A split brain whose bitmaps do not describe it is resolved by a policy without always-asbp.";
+        PrimaryGivesWay, "primary-gives-way",
+            "A Primary that cannot be demoted becomes the target under call-pri-lost-after-sb.";
+        ShortResolution, "short-resolution",
+            "The resolution of a split brain whose bitmaps do not describe it is no full sync (S20).";
+        HelperNotAwaited, "helper-not-awaited",
+            "A resync begins while the helper before it still runs.";
+        HelperCodeIgnored, "helper-code-ignored",
+            "A resync begins although the helper before it has failed.";
         // Bitmap and resync.
         PartialBlockCleared, "partial-block-cleared",
             "A synced part of a block clears the whole block's bit.";

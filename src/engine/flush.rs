@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::{DiskFailure, RequestId};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{Flush, Side};
 use crate::units::VolumeNr;
@@ -53,7 +54,7 @@ impl Engine {
         }
         if let Err(failure) = result {
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::Flush);
         }
         self.finish_flush(key);
     }

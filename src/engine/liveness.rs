@@ -66,7 +66,8 @@ impl Engine {
                 AfterPing::SourceStart(v) => {
                     if let Some(vol) = self.volumes.get_mut(&v) {
                         vol.resync_unacked.clear();
-                        if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS) {
+                        if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS | ConnState::Ahead)
+                        {
                             self.start_source(v);
                         }
                     }
@@ -150,11 +151,11 @@ impl Engine {
             "Remote failed to answer a P_BARRIER"
         };
         let waited = self.now.since(oldest).as_millis();
-        self.log(
-            Level::Warn,
-            None,
-            format!("{what} within {waited}ms > ko-count * timeout ({}ms)", timeout.as_millis()),
-        );
+        let Some((ko_count, each)) = self.conn.opts.as_ref().map(|o| (o.ko_count, o.timeout.as_millis() / 100)) else {
+            return;
+        };
+        let text = format!("{what} within {waited}ms > ko-count ({ko_count}) * timeout ({each} * 0.1s)");
+        self.log(Level::Warn, None, text);
         self.drop_link(ConnState::Timeout);
     }
 }

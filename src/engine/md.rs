@@ -17,6 +17,7 @@ use crate::engine::action::DiskOp;
 use crate::engine::al::{FlushMark, Transaction};
 use crate::engine::event::{CommandId, DiskFailure, LinkNr};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::volume::LocalDisk;
 use crate::meta::{self, Layout, MdFlags, Superblock};
@@ -40,6 +41,8 @@ pub(crate) enum MdDone {
     TargetStarted,
     /// The identifiers (or a target's "up to date") are durable: what was held for that goes to the peer.
     Release(Option<LinkNr>),
+    /// A target's end is durable: as `Release`, and the helper is told.
+    TargetDone(Option<LinkNr>),
     /// A new generation is durable: send it to the peer (and the state after it, if asked).
     SendUuids(Option<LinkNr>),
     /// The superblock says how the activity log is kept.
@@ -243,7 +246,8 @@ impl Engine {
             if vol.md.active.is_none() {
                 let Some(job) = vol.md.jobs.pop_front() else { return };
                 vol.md.active = Some(job);
-                vol.md.failed = vol.disk.is_none();
+                // Nothing is written to a disk that was given up before it has come back.
+                vol.md.failed = vol.disk.is_none() || vol.stuck > 0;
             }
             let failed = vol.md.failed;
             let stage = vol.md.active.as_mut().and_then(|job| if failed { None } else { job.stages.pop_front() });
@@ -394,7 +398,7 @@ impl Engine {
                     self.data_flush_failed(v);
                 }
                 self.log_error(v, format!("meta data update failed: {}", failure.text));
-                self.on_meta_failure(v);
+                self.on_io_error(v, Failed::Meta);
             }
         }
         self.md_run(v);

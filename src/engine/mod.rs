@@ -8,7 +8,7 @@
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
 //! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
-//! `handshake` (how two nodes meet); `bitmap_xfer`, `resync`, `verify`; `disk_state`, `admin`.
+//! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
 pub mod action;
 pub mod al;
@@ -38,16 +38,20 @@ mod apply;
 mod bitmap_xfer;
 mod bits;
 mod blocks;
+mod congestion;
 mod connection;
 mod disk_state;
 mod epoch;
 mod fence_peer;
 mod flush;
+mod give_up;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
 mod inspect;
+mod io_error;
 mod liveness;
 mod md;
+mod meeting;
 mod only_copy;
 mod ops;
 mod parameters;
@@ -60,6 +64,7 @@ mod received_epochs;
 mod request;
 mod resize;
 mod resync;
+mod resync_helper;
 mod resync_target;
 pub(crate) mod rng;
 mod slab;
@@ -107,6 +112,8 @@ pub struct Engine {
     effects: VecDeque<(VolumeNr, VolumeState, VolumeState)>,
     /// Writes for the peer alone that wait until it was told the state that makes them so.
     unannounced: Vec<u64>,
+    /// Volumes whose disk goes by force, until the peer was told.
+    give_up_due: Vec<VolumeNr>,
     commands: Vec<admin::Pending>,
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
@@ -146,6 +153,7 @@ impl Engine {
             bitmap_tx: None,
             effects: VecDeque::new(),
             unannounced: Vec::new(),
+            give_up_due: Vec::new(),
             commands: Vec::new(),
             md_done_early: Vec::new(),
             recheck_commands: false,
@@ -243,6 +251,8 @@ impl Engine {
             Timer::EpochFlush => self.on_epoch_timer(),
             Timer::Barrier => self.on_barrier_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
+            Timer::DiskTimeout(v) => self.on_disk_timeout(v),
+            Timer::LeaveAhead(v) => self.on_leave_ahead(v),
             Timer::CommandRetry => self.on_command_timer(),
         }
     }

@@ -127,7 +127,7 @@ pub struct ResourceOptions {
 pub enum OnIoError {
     /// Stay attached, become Inconsistent.
     PassOn,
-    /// Run a handler, then detach. The handler is not run in this version.
+    /// Run the helper `local-io-error`, then detach.
     CallLocalIoError,
     /// Detach and go on over the peer.
     #[default]

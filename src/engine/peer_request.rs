@@ -16,6 +16,7 @@ use crate::engine::action::DiskOp;
 use crate::engine::al::ExtentSpan;
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::PEER_REQUESTS_MAX;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -417,7 +418,7 @@ impl Engine {
         let failed = result.as_ref().is_err_and(|f| !f.unsupported);
         self.answer_peer_write(key, result.is_ok());
         if failed {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::PeerWrite);
         }
         self.finish_peer(key);
     }
@@ -431,7 +432,7 @@ impl Engine {
         }
         self.answer_peer_write(key, result.is_ok());
         if result.as_ref().is_err_and(|f| !f.unsupported) {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::Flush);
         }
         self.finish_peer(key);
     }

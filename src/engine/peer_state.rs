@@ -6,12 +6,10 @@
 use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
-use crate::engine::fault::Fault;
-use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
-use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
+use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
+use crate::engine::handshake::{Decision, RefuseReason};
 use crate::engine::md::MdDone;
 use crate::engine::refused::Refused;
-use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
 };
@@ -19,7 +17,6 @@ use crate::engine::suspend::Fate;
 use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
-use crate::wire::feature::FeatureFlags;
 use crate::wire::packet::Packet;
 use crate::wire::params::{ConnFlags, Protocol, SyncParam};
 use crate::wire::sizes::{DdsFlags, Sizes};
@@ -342,6 +339,11 @@ impl Engine {
                 }
             }
         }
+        if os.conn == ConnState::Behind && view.pdsk <= DiskState::Failed {
+            // This disk lacks what that one had, and would pass for good.
+            self.log(Level::Error, Some(v), "the peer that is ahead has lost its disk; dropping the connection");
+            return self.drop_link(ConnState::NetworkFailure);
+        }
         let pending = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
         if view.pdsk == DiskState::Consistent
             && view.conn == ConnState::Connected
@@ -404,69 +406,6 @@ impl Engine {
             disk.bitmap.set_all();
             self.md_bitmap(v, false, None);
         }
-    }
-
-    fn handshake(&mut self, v: VolumeNr, ps: &VolumeState, real_peer_disk: DiskState) -> Outcome {
-        let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
-        let (always_asbp, tentative, policies) = self.conn.opts.as_ref().map_or_else(
-            || (false, false, AfterSbPolicies::default()),
-            |o| (o.always_asbp, o.tentative, AfterSbPolicies::default()),
-        );
-        let vol = self.volumes.get(&v);
-        let own = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids).unwrap_or_default();
-        let mut peer = vol.and_then(|vol| vol.peer.uuids).unwrap_or_default();
-        let blind = self.faulty(Fault::CrashRuleIgnored);
-        if blind {
-            peer.flags = peer.flags.with(UuidFlags::CRASHED_PRIMARY, false);
-        }
-        let state = self.state(v);
-        let input = HandshakeInput {
-            own: &own,
-            own_bits_set: vol.map_or(0, super::volume::Volume::out_of_sync_bits),
-            own_changes: vol.map_or(0, |vol| vol.bits_sent),
-            all_bits: vol.and_then(|vol| vol.disk.as_ref()).map_or(u64::MAX, |disk| disk.bitmap.bits()),
-            own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary) && !blind,
-            own_role: state.role,
-            disk: state.disk,
-            negotiation_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
-            peer: &peer,
-            peer_role: ps.role,
-            peer_disk: real_peer_disk,
-            resolve_conflicts: self.conn.resolve_conflicts,
-            version: self.conn.version,
-            wsame,
-            policies,
-            always_asbp,
-            // The automatic policies have no effect yet: what they would decide ends StandAlone.
-            auto_policies: false,
-            can_demote: false,
-            rr_conflict: RrConflict::Disconnect,
-            discard_my_data: vol.is_some_and(|vol| vol.discard_my_data),
-            dry_run: tentative,
-            peer_dry_run: self.conn.peer_dry_run,
-        };
-        let mut outcome = decide(&input);
-        self.note_divergence(v, &input, &outcome);
-        if self.faulty(Fault::SplitBrainIgnored) && outcome.decision == Decision::Refuse(RefuseReason::SplitBrain) {
-            let target = self.conn.resolve_conflicts;
-            outcome.decision = if target { Decision::Target { full: false } } else { Decision::Source { full: false } };
-        }
-        let (own_after, peer_after) = outcome.comparison.correction.apply(own, peer.ids);
-        if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.missed_end = outcome.comparison.correction == Correction::RotateOwn;
-            if let Some(uuids) = vol.peer.uuids.as_mut() {
-                uuids.ids = peer_after;
-            }
-            // Rule 34's waits for the start of the resync, which makes the same history of it: without the bitmap identifier
-            // nobody would know of the bits if it does not come to that.
-            if own_after != own
-                && outcome.comparison.correction != Correction::RotateOwn
-                && let Some(disk) = vol.disk.as_mut()
-            {
-                disk.set_ids(own_after);
-            }
-        }
-        outcome
     }
 }
 

@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{Kind, Side};
 use crate::limits::SECTOR_SIZE;
@@ -68,11 +69,6 @@ impl Engine {
     /// A local read ended.
     pub(crate) fn on_request_read(&mut self, key: u64, result: Result<Bytes, DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.aborted {
-            // Restarted on the peer already.
-            request.aborted = false;
-            return;
-        }
         let (v, range) = (request.volume, request.range);
         match result {
             Ok(data) if data.len() as u64 == range.bytes() => self.read_done(key, data),
@@ -83,7 +79,7 @@ impl Engine {
                 self.set_bits(v, range);
                 self.source_failed(v, range);
                 self.log_error(v, format!("local READ IO error sector {}+{}: {text}", range.start, range.count));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Read);
                 self.start_read(key);
             }
         }
@@ -93,8 +89,7 @@ impl Engine {
     fn put_off_read(&mut self, key: u64) {
         let Some(request) = self.requests.get_mut(key) else { return };
         (request.local, request.net) = (Side::Unused, Side::Unused);
-        // The late end of an operation that was given up must not be taken for that of another one.
-        (request.tried_local, request.tried_remote) = (request.aborted, false);
+        (request.tried_local, request.tried_remote) = (false, false);
         if let Some(vol) = self.volumes.get_mut(&request.volume) {
             vol.waiting.push_front(key);
         }

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES};
 use crate::units::VolumeNr;
@@ -52,8 +53,9 @@ impl Engine {
         let flushed: Vec<VolumeNr> = self
             .volumes
             .values()
-            // A disk that is being given up may hold writes of these epochs in its cache.
-            .filter(|vol| vol.disk.is_some() && vol.opts.disk_flushes && !self.rx.drain_only)
+            // A disk that is being detached may hold writes of these epochs in its cache; one that was given up has none of
+            // this link.
+            .filter(|vol| vol.disk.is_some() && vol.stuck == 0 && vol.opts.disk_flushes && !self.rx.drain_only)
             .map(|vol| vol.nr)
             .collect();
         if flushed.is_empty() || self.faulty(Fault::BarrierAckBeforeFlush) {
@@ -93,7 +95,7 @@ impl Engine {
             Err(failure) => {
                 // Never acknowledged: the link ends with it, and the peer marks these writes.
                 self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Flush);
                 return;
             }
         }

@@ -98,8 +98,6 @@ pub(crate) struct Request {
     /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
     /// Readers will find the old data here, wherever else the new ones are.
     pub stale_here: bool,
-    /// The local operation was given up (forced detach); its late completion is ignored.
-    pub aborted: bool,
     /// What it overwrites is saved, as far as that is wanted.
     pub undo_settled: bool,
 }
@@ -215,7 +213,6 @@ impl Engine {
             tried_local: false,
             tried_remote: false,
             stale_here: false,
-            aborted: false,
             undo_settled: false,
         })
     }

@@ -314,6 +314,6 @@ impl Engine {
         let link = self.conn.link;
         self.force(v, &change);
         // The cleared bits first: a crash must not leave a good disk with bits that no handshake would look at.
-        self.md_bitmap(v, true, Some(MdDone::Release(link)));
+        self.md_bitmap(v, true, Some(MdDone::TargetDone(link)));
     }
 }

@@ -292,7 +292,7 @@ impl Engine {
             .iter()
             .filter(|(_, r)| {
                 let state = self.state(r.volume);
-                let ended = r.local != Side::Pending && r.net != Side::Pending && !r.aborted;
+                let ended = r.local != Side::Pending && r.net != Side::Pending;
                 let had = r.local != Side::Unused || r.net != Side::Unused;
                 let failed = r.local != Side::Ok && !(r.net == Side::Ok && state.pdsk == DiskState::UpToDate);
                 r.kind != Kind::Read && r.registered && !r.done && ended && had && failed

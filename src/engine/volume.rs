@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::engine::al::ActivityLog;
 use crate::engine::dirty::Bitmap;
-use crate::engine::event::Geometry;
+use crate::engine::event::{Geometry, LinkNr};
 use crate::engine::gi::{GenIds, PeerUuids};
 use crate::engine::md::MdQueue;
 use crate::engine::options::DiskOptions;
@@ -217,10 +217,22 @@ pub(crate) struct Volume {
     /// The bits say which blocks of an Inconsistent disk are old: it was good, or has seen the source's bitmap since it was
     /// attached. Before, a block without a bit may be old as well.
     pub bits_known: bool,
+    /// The helper that the next resync waits for.
+    pub resync_helper: Option<crate::engine::event::HandlerRun>,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
-    /// A detach was forced.
+    /// A detach was forced: by an order, or because the disk does not answer.
     pub forced_detach: bool,
+    /// How full the link to the peer is.
+    pub congestion: super::congestion::Congestion,
+    /// Operations that were given up and have not ended.
+    pub stuck: u64,
+    /// The disk's timer runs.
+    pub disk_timer: bool,
+    /// The operation that was overdue at the last look.
+    pub disk_suspect: Option<u64>,
+    /// The helper `local-io-error` is to run or runs, and what is to be sent on this link waits for its end.
+    pub error_helper: Option<Option<LinkNr>>,
     /// `CloseDisk` was ordered.
     pub closing: bool,
     /// `P_SYNC_UUID` that came before this node was ready for it.
@@ -297,8 +309,14 @@ impl Volume {
             bitmap_answered: false,
             failed_early: super::blocks::BlockSet::default(),
             bits_known: false,
+            resync_helper: None,
             verify: None,
             forced_detach: false,
+            congestion: super::congestion::Congestion::default(),
+            stuck: 0,
+            disk_timer: false,
+            disk_suspect: None,
+            error_helper: None,
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,

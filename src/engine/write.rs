@@ -11,6 +11,7 @@ use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
 use crate::engine::state::{VolumeState, admits_io, replicates, sends_out_of_sync, writes_locally};
@@ -190,6 +191,11 @@ impl Engine {
             }
             return;
         }
+        let unannounced = |engine: &Self| engine.effects.iter().any(|(changed, ..)| *changed == v);
+        if self.yields_to_congestion(v, &state) || (state.conn == ConnState::Ahead && unannounced(self)) {
+            // The peer hears of the state before it hears of the block.
+            return self.unannounced.push(key);
+        }
         let Some(vol) = self.volumes.get(&v) else { return };
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
@@ -209,7 +215,7 @@ impl Engine {
         if local && vol_saves && self.undo_before_own(key) {
             return;
         }
-        if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {
+        if remote && !local && unannounced(self) {
             // The peer keeps the books for a node without a disk, once it knows: the state goes first.
             return self.unannounced.push(key);
         }
@@ -220,7 +226,8 @@ impl Engine {
         if local && !remote {
             // A block that failed here is marked, and the target does not know it.
             let unknown = self.volumes.get(&v).is_some_and(|vol| vol.failed_early.touches(&range.bits_touched()));
-            let newly = self.set_bits(v, range);
+            let unmarked = state.conn == ConnState::Ahead && self.faulty(Fault::AheadUnmarked);
+            let newly = if unmarked { 0 } else { self.set_bits(v, range) };
             if (newly > 0 || unknown)
                 && sends_out_of_sync(&state)
                 && self.conn.version >= 96
@@ -298,6 +305,7 @@ impl Engine {
         let (seq, block_id, sector) = (vol.next_seq(), BlockId(key), range.start);
         vol.counters.sent += range.count.0;
         vol.counters.pending += 1;
+        vol.congestion.in_flight += range.count.0;
         let Some(request) = self.requests.get_mut(key) else { return };
         request.epoch = Some(epoch);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
@@ -372,16 +380,12 @@ impl Engine {
 
     /// Whether a flush must follow the local half before it counts: the disk knows no durable write-zeroes.
     pub(crate) fn wants_flush_behind(&self, key: u64) -> bool {
-        self.requests.get(key).is_some_and(|r| !r.aborted && matches!(r.kind, Kind::Zeroes { fua: true, .. }))
+        self.requests.get(key).is_some_and(|r| matches!(r.kind, Kind::Zeroes { fua: true, .. }))
     }
 
     /// The local half of a write ended.
     pub(crate) fn on_request_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.aborted {
-            request.aborted = false;
-            return self.retire(key);
-        }
         let (v, kind) = (request.volume, request.kind);
         match result {
             Ok(()) => request.local = Side::Ok,
@@ -399,7 +403,7 @@ impl Engine {
                         v,
                         format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
                     );
-                    self.on_io_error(v);
+                    self.on_io_error(v, Failed::Write);
                     let still_good = self.state(v).disk == DiskState::UpToDate;
                     if let Some(request) = self.requests.get_mut(key) {
                         request.stale_here = still_good;
@@ -501,7 +505,7 @@ impl Engine {
     pub(crate) fn retire(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let replicated = request.epoch.is_some();
-        let settled = request.done && !request.registered && !request.aborted && request.local != Side::Pending;
+        let settled = request.done && !request.registered && request.local != Side::Pending;
         if !settled || (replicated && !request.retired) {
             return;
         }

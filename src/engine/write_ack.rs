@@ -1,7 +1,7 @@
 //! What ends the network half of a write: acknowledgements, barriers, the socket, or the loss of the link.
 
 use crate::engine::Engine;
-use crate::engine::event::{DiskFailure, Socket};
+use crate::engine::event::Socket;
 use crate::engine::fault::Fault;
 use crate::engine::request::{AckDue, AckKind, Kind, Side};
 use crate::units::{SectorRange, VolumeNr};
@@ -99,14 +99,19 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.retired = true;
                 request.sync_due = false;
-                if request.net == Side::Pending {
+                let (v, range, waited) = (request.volume, request.range, request.net == Side::Pending);
+                if waited {
                     request.net = Side::Ok;
-                    if let Some(vol) = self.volumes.get_mut(&request.volume) {
-                        vol.counters.pending = vol.counters.pending.saturating_sub(1);
-                    }
+                }
+                self.note_arrived(v, range);
+                if waited && let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.counters.pending = vol.counters.pending.saturating_sub(1);
                 }
             }
             self.progress(key);
+        }
+        for v in self.volume_numbers() {
+            self.check_ahead(v);
         }
         self.check_flushes();
         self.arm_request_timeout();
@@ -178,39 +183,6 @@ impl Engine {
                 request.net = Side::Failed;
             }
             self.start_read(key);
-        }
-    }
-
-    /// A forced detach: local halves count as failed, their buffers stay with the driver until the device returns them.
-    pub(crate) fn abort_local_io(&mut self, v: VolumeNr) {
-        let pending: Vec<(u64, Kind)> = self
-            .requests
-            .iter()
-            .filter(|(_, r)| r.volume == v && r.local == Side::Pending)
-            .map(|(key, r)| (key, r.kind))
-            .collect();
-        for (key, kind) in pending {
-            if let Some(range) = self.requests.get(key).map(|r| r.range)
-                && kind != Kind::Read
-            {
-                self.set_bits(v, range);
-            }
-            if let Some(request) = self.requests.get_mut(key) {
-                request.local = Side::Failed;
-                request.aborted = true;
-                request.tried_local = true;
-            }
-            if kind == Kind::Read { self.start_read(key) } else { self.progress(key) }
-        }
-        let flushes: Vec<u64> = self
-            .flushes
-            .iter()
-            .filter(|(_, f)| f.volume == v && f.local == Side::Pending)
-            .map(|(key, _)| key)
-            .collect();
-        for key in flushes {
-            let failure = DiskFailure { text: String::from("detached by force"), unsupported: false };
-            self.on_request_flushed(key, v, Err(failure));
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use super::coverage::Group;
 use super::device::{Io, OpKind};
-use super::node::{Illegal, nr};
+use super::node::{Illegal, Reason, nr};
 use super::plan::{DiskFault, Moment, Victims};
 use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::action::{Action, ClientResult, DiskOp, Fact, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
+use crate::engine::handler::Handler;
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
@@ -41,7 +42,10 @@ impl World {
                 }
             }
             Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
-            Action::RunHandler { run, handler, .. } => self.run_helper(node, run, handler),
+            Action::RunHandler { run, handler: handler @ (Handler::FencePeer | Handler::UnfencePeer), .. } => {
+                self.run_helper(node, run, handler);
+            }
+            Action::RunHandler { run, handler, volume } => self.program_starts(node, run, handler, volume),
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);
@@ -242,10 +246,19 @@ impl World {
                 });
                 match fact {
                     Some(Fact::Handshake { rule, split_brain, refused }) => {
+                        if let Some(volume) = volume.map(|v| usize::from(v.0)).filter(|_| split_brain) {
+                            if refused.is_none() {
+                                self.policy_decides(node, volume, rule);
+                            }
+                            if self.primary(volume).is_some() {
+                                // Its clients may find other data from here on.
+                                self.model.new_era(self.tick, volume);
+                            }
+                        }
                         self.coverage.count(Group::Rule, &rule.to_string());
                         self.stats.split_brains += u64::from(split_brain);
                         let it = &mut self.nodes[node];
-                        it.split_brain |= split_brain;
+                        it.split_brain |= refused == Some(RefuseReason::SplitBrain);
                         it.must_demote |= refused == Some(RefuseReason::TargetIsPrimary);
                         it.unrelated |= refused == Some(RefuseReason::Unrelated);
                         it.newer_inconsistent |= refused == Some(RefuseReason::NewerInconsistent);
@@ -276,8 +289,14 @@ impl World {
         if !source(old.conn) && source(new.conn) {
             self.resync_since[volume] = self.tick;
         }
+        if new.conn < ConnState::Connected {
+            let vol = &mut self.nodes[node].volumes[volume];
+            vol.named.remove(&Reason::Policy);
+            vol.helper_ended = None;
+        }
         if !target(old.conn) && target(new.conn) {
             self.stats.resyncs += 1;
+            self.check_helper(node, volume, old.conn);
             self.resync_begins(node, volume);
         }
         if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate && !target(old.conn) {
@@ -304,6 +323,12 @@ impl World {
                 self.called_equal(1 - node, node, volume);
             }
         }
+        if new.disk == DiskState::Diskless {
+            self.nodes[node].volumes[volume].aheads.clear();
+        }
+        if old.conn != ConnState::Ahead && new.conn == ConnState::Ahead {
+            self.went_ahead(node, volume);
+        }
         for moment in moments(old, new) {
             self.moment(node, moment);
         }
@@ -326,7 +351,8 @@ impl World {
                 Some((Kind::Bitmap | Kind::CompressedBitmap, ConnState::Connected)) => {
                     return self.coverage.count(Group::Fault, "a source without a target");
                 }
-                Some((Kind::SyncUuid, ConnState::SyncSource)) => {
+                // So do two nodes of which only one has always-asbp, when the other goes by what was said by hand.
+                Some((Kind::SyncUuid, ConnState::SyncSource | ConnState::WfBitMapS)) => {
                     return self.coverage.count(Group::Fault, "two sources");
                 }
                 _ => {}

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use super::plan::{ClientOp, Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
-use crate::engine::options::{DiskOptions, NetOptions, OnIoError, ResourceOptions};
+use crate::engine::options::{DiskOptions, NetOptions, OnCongestion, OnIoError, ResourceOptions};
+use crate::units::Sectors;
 use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod policies;
 mod suspension;
 
 const MIB: u64 = 1 << 20;
@@ -23,6 +25,7 @@ const SECOND: u64 = 1_000_000_000;
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let mut params = params(seed, &mut rng);
+    policies::draw(seed, &mut params);
     let mut waits = Rng::stream(seed, 20);
     suspension::draw(&mut params, &mut waits);
     let mut rng = Rng::stream(seed, 2);
@@ -61,6 +64,12 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
             node.version = node.version.max(100);
         }
     }
+    // What came later is drawn from a stream of its own: the runs before it stay what they were.
+    let mut later = Rng::stream(seed, 9);
+    let link_rate = if protocol == ReplProtocol::A { later.pick(&[0, 0, 2 * MIB, 8 * MIB]) } else { 0 };
+    for node in &mut nodes {
+        failing(&mut later, node);
+    }
     Params {
         seed,
         dice: seed,
@@ -68,9 +77,12 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         volumes,
         start,
         net_ns: rng.pick(&[20_000, 100_000, 1_000_000, 10_000_000]),
+        link_rate,
         fragments: rng.pick(&[0, 0, 5, 50]),
         skewed_sockets: rng.coin(),
         failed_connects: rng.pick(&[0, 0, 0, 20]),
+        helper_ns: 0,
+        helper_fails: 0,
         faults_until: rng.within(30, 90) * SECOND,
     }
 }
@@ -112,6 +124,31 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
         disk_ns: rng.pick(&[20_000, 200_000, 2_000_000]),
         meta_ns: rng.pick(&[None, Some(20_000), Some(2_000_000), Some(10_000_000)]),
         eager_batches: rng.pick(&[100, 50, 0]),
+    }
+}
+
+/// What a node does with a disk that fails or hangs, and with a link that is too slow.
+fn failing(rng: &mut Rng, node: &mut NodeParams) {
+    if node.disk.on_io_error == OnIoError::Detach && rng.coin() {
+        node.disk.on_io_error = OnIoError::CallLocalIoError;
+    }
+    node.disk.disk_timeout = Duration::from_millis(rng.pick(&[0, 0, 300, 1000, 3000]));
+    let congestion = rng.pick(&[
+        OnCongestion::Block,
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::Disconnect,
+    ]);
+    let possible = match congestion {
+        OnCongestion::Block => false,
+        OnCongestion::PullAhead => node.net.protocol == ReplProtocol::A,
+        OnCongestion::Disconnect => rng.percent(20),
+    };
+    if possible {
+        node.net.on_congestion = congestion;
+        node.net.congestion_fill = Sectors(rng.pick(&[0, 16, 128, 128, 1024]));
+        node.net.congestion_extents = rng.pick(&[67, 67, 1237]);
     }
 }
 
@@ -187,7 +224,11 @@ impl Draft {
 
     fn draw(mut self, params: &Params) -> Vec<Step> {
         let end = params.faults_until;
-        let swarm = swarm(&mut self.rng);
+        let mut swarm = swarm(&mut self.rng);
+        if policies::drawn(params) {
+            // Split brains are what they are for.
+            (swarm.bold, swarm.cuts) = (swarm.bold.max(30), swarm.cuts.max(12));
+        }
         if self.rng.percent(60) {
             let count = self.rng.within(2, 8);
             self.storms = (0..count).map(|_| 2 * SECOND + self.rng.below(end - 4 * SECOND)).collect();

@@ -18,6 +18,8 @@ pub mod model;
 pub mod net;
 pub mod node;
 pub mod plan;
+mod policy;
+mod programs;
 pub mod rng;
 pub mod run;
 pub mod scenario;

@@ -7,10 +7,11 @@ use std::io;
 
 use super::device::{Device, OpKind, Ticket};
 use super::plan::{Moment, NodeParams, Victims};
+use super::policy::Said;
 use super::rng::Rng;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError};
-use crate::engine::event::{CommandId, Event, Geometry, LinkNr, OpId, Timer};
+use crate::engine::event::{CommandId, Event, Geometry, HandlerRun, LinkNr, OpId, Timer};
 use crate::engine::load::DiskFacts;
 use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
@@ -35,6 +36,8 @@ pub enum Reason {
     Command(CommandId),
     /// Its metadata were written anew.
     Metadata,
+    /// The policies of a split brain, on this link.
+    Policy,
 }
 
 /// What fails next on a volume's devices.
@@ -79,8 +82,16 @@ pub struct SimVolume {
     pub named: BTreeSet<Reason>,
     /// When a write, to the data or to the metadata, failed last: the simulator's step.
     pub write_failed: u64,
+    /// When it went Ahead, in the node's own time, the last few times.
+    pub aheads: VecDeque<u64>,
     /// How often its disk failed or was taken away.
     pub failures: u64,
+    /// What the node told the other about it.
+    pub said: Said,
+    /// The helper before the next resync to this node that was started last.
+    pub helper_run: Option<HandlerRun>,
+    /// Its exit code, once it has ended.
+    pub helper_ended: Option<u8>,
     /// Its undo files.
     pub undo: super::undo::SimUndo,
 }
@@ -180,6 +191,8 @@ pub struct Node {
     pub life: u64,
     /// Counts power cuts.
     pub powers: u64,
+    /// Helper programs that run.
+    pub helpers: BTreeSet<HandlerRun>,
     /// Commands under way.
     pub commands: BTreeMap<CommandId, (usize, super::plan::Order)>,
     /// Results of commands.
@@ -238,7 +251,11 @@ impl Node {
                     forcing: 0,
                     named: BTreeSet::new(),
                     write_failed: 0,
+                    aheads: VecDeque::new(),
                     failures: 0,
+                    said: Said::default(),
+                    helper_run: None,
+                    helper_ended: None,
                     undo: super::undo::SimUndo::default(),
                     size: 0,
                 }
@@ -259,6 +276,7 @@ impl Node {
             stalled_until: 0,
             life: 0,
             powers: 0,
+            helpers: BTreeSet::new(),
             commands: BTreeMap::new(),
             results: BTreeMap::new(),
             batch: false,
@@ -304,6 +322,7 @@ impl Node {
         self.timers.clear();
         self.wants_link = false;
         self.commands.clear();
+        self.helpers.clear();
         self.batch = false;
         self.doomed = None;
         self.ambush = None;
@@ -327,6 +346,8 @@ impl Node {
             vol.opened = false;
             vol.configured = false;
             vol.forcing = 0;
+            vol.helper_ended = None;
+            vol.aheads.clear();
             vol.seen = VolumeState::default();
         }
         changed

@@ -343,6 +343,10 @@ impl World {
         if self.nodes.iter().any(|n| n.newer_inconsistent) {
             self.give_up_or_force();
         }
+        if self.peace && self.mend_policies() && self.nodes[B].is_up() && self.nodes[B].conn != ConnState::StandAlone {
+            let net = self.nodes[B].params.net.clone();
+            self.command(B, 0, Order::Net(net.max_buffers), Command::NetOptions(Box::new(net)));
+        }
         for node in [A, B] {
             if !self.nodes[node].is_up() {
                 continue;

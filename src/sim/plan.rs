@@ -73,12 +73,18 @@ pub struct Params {
     pub start: Start,
     /// Typical one-way delay of the network, nanoseconds.
     pub net_ns: u64,
+    /// Bytes per second that the data socket carries; 0: as many as there are.
+    pub link_rate: u64,
     /// Percent of deliveries that bring only a piece.
     pub fragments: u64,
     /// The two sockets have delays of their own.
     pub skewed_sockets: bool,
     /// Percent of the two nodes' attempts to connect that break off.
     pub failed_connects: u64,
+    /// Typical time of a helper program, nanoseconds; 0: it has ended when it was started.
+    pub helper_ns: u64,
+    /// Percent of the helper programs that fail.
+    pub helper_fails: u64,
     /// End of the phase with faults, nanoseconds.
     pub faults_until: u64,
 }
@@ -385,12 +391,14 @@ impl fmt::Display for Params {
         )?;
         writeln!(
             f,
-            "network: {} us, {} % in pieces, skewed sockets {}, {} % of connects fail",
+            "network: {} us, {} bytes/s, {} % in pieces, skewed sockets {}, {} % of connects fail",
             self.net_ns / 1000,
+            self.link_rate,
             self.fragments,
             self.skewed_sockets,
             self.failed_connects
         )?;
+        writeln!(f, "helpers: {} ms, {} % fail", self.helper_ns / 1_000_000, self.helper_fails)?;
         writeln!(f, "volumes (bytes by node): {:?}", self.volumes)?;
         for (name, node) in ["A", "B"].iter().zip(&self.nodes) {
             writeln!(
@@ -421,9 +429,13 @@ impl fmt::Display for Params {
             )?;
             writeln!(
                 f,
-                "{name}: on-io-error {:?}, rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
+                "{name}: on-io-error {:?}, disk-timeout {:?}, on-congestion {:?} ({}, {}), rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
                  use-rle {}, integrity {:?}",
                 node.disk.on_io_error,
+                node.disk.disk_timeout,
+                node.net.on_congestion,
+                node.net.congestion_fill,
+                node.net.congestion_extents,
                 node.disk.resync_rate,
                 node.net.max_epoch_size,
                 node.net.max_buffers,
@@ -433,6 +445,16 @@ impl fmt::Display for Params {
                 node.net.ko_count,
                 node.net.use_rle,
                 node.net.integrity_alg
+            )?;
+            let net = &node.net;
+            writeln!(
+                f,
+                "{name}: after-sb {}/{}/{}, always-asbp {}, rr-conflict {:?}",
+                net.after_sb_0p.text(),
+                net.after_sb_1p.text(),
+                net.after_sb_2p.text(),
+                net.always_asbp,
+                net.rr_conflict
             )?;
         }
         Ok(())

@@ -60,6 +60,8 @@ pub(super) enum Due {
     Connect,
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
+    /// A helper program ends.
+    Program { node: usize, life: u64, run: HandlerRun, code: u8 },
     /// Whoever keeps a node's undo files answers.
     Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
@@ -80,6 +82,7 @@ impl Due {
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
             | Self::Helper { node, .. }
+            | Self::Program { node, .. }
             | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
@@ -115,6 +118,8 @@ pub enum Checker {
     Discarded,
     /// P6: settles after the faults.
     Settles,
+    /// Ahead and Behind do not take turns.
+    Flapping,
     /// Metadata can be attached after every crash.
     Metadata,
     /// Collections stay within their limits.
@@ -142,6 +147,7 @@ impl Checker {
             Self::Covered => "P4 covered",
             Self::Discarded => "P5 discarded",
             Self::Settles => "P6 settles",
+            Self::Flapping => "flapping",
             Self::Frozen => "P7 frozen",
             Self::Metadata => "metadata",
             Self::Memory => "memory",
@@ -270,6 +276,7 @@ pub(super) struct Dice {
     pub net: Rng,
     pub driver: Rng,
     pub engine: Rng,
+    pub helpers: Rng,
     pub helper: Rng,
     pub undo: Rng,
 }
@@ -313,6 +320,7 @@ impl World {
                 net: Rng::stream(seed, 5),
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
+                helpers: Rng::stream(seed, 22),
                 helper: Rng::stream(seed, 21),
                 undo: Rng::stream(seed, 8),
             },
@@ -411,6 +419,9 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Program { node, life, run, code } if self.nodes[node].life == life => {
+                self.program_ends(node, run, code);
+            }
             Due::Undo { node, life, volume, answer } if self.nodes[node].life == life => {
                 self.undo_done(node, volume, answer);
             }
@@ -431,6 +442,7 @@ impl World {
             | Due::Continue { .. }
             | Due::Batch { .. }
             | Due::Helper { .. }
+            | Due::Program { .. }
             | Due::Late { .. }
             | Due::Undo { .. } => {}
         }

@@ -2,8 +2,11 @@
 
 mod bad_disks;
 mod bitmaps;
+mod congested;
 mod crash;
 mod fencing;
+mod hung_disks;
+mod io_errors;
 mod lost_link;
 mod pair;
 mod regressions;

@@ -60,6 +60,8 @@ pub(super) struct Node {
     /// Helpers take their time: those under way, in order, for [`Pair::end_helper`].
     pub slow_helpers: bool,
     pub late: Vec<HandlerRun>,
+    /// The disks answer nothing.
+    pub hung: bool,
 }
 
 impl Node {
@@ -90,6 +92,7 @@ impl Node {
             exit_codes: BTreeMap::new(),
             slow_helpers: false,
             late: Vec::new(),
+            hung: false,
         }
     }
 
@@ -366,7 +369,8 @@ impl Pair {
         }
         let mut choices = Vec::new();
         for n in [A, B] {
-            choices.extend((0..self.nodes[n].disk_queue.len()).map(|i| (n, 0, i)));
+            let answers = if self.nodes[n].hung { 0 } else { self.nodes[n].disk_queue.len() };
+            choices.extend((0..answers).map(|i| (n, 0, i)));
             if !self.nodes[n].data.is_empty() {
                 choices.push((n, 1, 0));
             }

@@ -1,8 +1,10 @@
 //! The scenarios, by what they are about.
 
+mod congestion;
 mod crash;
 mod disk_loss;
 mod fencing;
+mod io_errors;
 mod metadata;
 mod refusals;
 mod resize;
@@ -39,6 +41,13 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
     Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "io_errors::udrbd_primary_write_error", run: io_errors::udrbd_primary_write_error },
+    Case { name: "io_errors::udrbd_secondary_write_error", run: io_errors::udrbd_secondary_write_error },
+    Case { name: "io_errors::kernel_primary_read_error", run: io_errors::kernel_primary_read_error },
+    Case { name: "io_errors::kernel_secondary_write_error", run: io_errors::kernel_secondary_write_error },
+    Case { name: "congestion::udrbd_pulls_ahead", run: congestion::udrbd_pulls_ahead },
+    Case { name: "congestion::kernel_pulls_ahead", run: congestion::kernel_pulls_ahead },
+    Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
     Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
     Case {
         name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",
