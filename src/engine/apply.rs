@@ -25,8 +25,7 @@ impl Engine {
         let ids = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids);
         StateContext {
             has_net_config: self.conn.opts.is_some(),
-            // A second Primary is always refused in this version.
-            allow_two_primaries: false,
+            allow_two_primaries: self.two_primaries(),
             peer_primary_on_other_volume: others().any(|o| o.state.peer == Role::Primary),
             fencing: Fencing::DontCare,
             on_no_data_suspend: false,

@@ -129,6 +129,21 @@ faults! {
             "A flush is completed before the local disk's flush.";
         FlushIgnoresPeer, "flush-ignores-peer",
             "A flush under protocol C does not wait for the barrier acknowledgements.";
+        // Two Primaries.
+        ConflictIgnored, "conflict-ignored",
+            "The node that decides applies the peer's write over its own: each node keeps the other's (S34).";
+        SupersededEarly, "superseded-early",
+            "A superseded write is acknowledged before the write that replaces it is here.";
+        SupersededUnwritten, "superseded-unwritten",
+            "The peer's write is called superseded before the own one is on the disk.";
+        SequenceIgnored, "sequence-ignored",
+            "A write of the peer does not wait for the acknowledgement that was sent before it.";
+        RetryForgotten, "retry-forgotten",
+            "A write that is to be sent again counts as done.";
+        UndecidedEpochAcked, "undecided-epoch-acked",
+            "A barrier is acknowledged before a waiting write of its epoch is decided (S13).";
+        OwnWriteOvertakes, "own-write-overtakes",
+            "An own write begins over one of the peer that waits.";
         // Volatile caches.
         SuperblockNotDurable, "superblock-not-durable",
             "The superblock is written without FUA and without a flush behind it.";

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, ClientResult, Level};
 use crate::engine::al::ExtentSpan;
+use crate::engine::conflict::Standing;
 use crate::engine::event::{ClientRequest, DiskFailure, RequestId};
 use crate::engine::fault::Fault;
 use crate::engine::state::admits_io;
@@ -100,6 +101,8 @@ pub(crate) struct Request {
     pub stale_here: bool,
     /// The local operation was given up (forced detach); its late completion is ignored.
     pub aborted: bool,
+    /// What the peer, as the resolver of conflicts, said of it.
+    pub standing: Standing,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -214,6 +217,7 @@ impl Engine {
             tried_remote: false,
             stale_here: false,
             aborted: false,
+            standing: Standing::Free,
         })
     }
 
@@ -359,6 +363,10 @@ pub(crate) enum AckKind {
     Written,
     InSync,
     Negative,
+    /// Two Primaries: the peer's own write replaces it.
+    Superseded,
+    /// Two Primaries: to be sent again after the peer's own write.
+    Retry,
 }
 
 pub(crate) fn no_payload() -> DiskFailure {

@@ -52,7 +52,7 @@ impl Engine {
         let Some(vol) = self.volumes.get(&v) else { return false };
         (vol.active.overlaps(range) && !self.faulty(Fault::OverlapsNotSerialised))
             || (vol.resync_ranges.overlaps(range) && !self.faulty(Fault::WriteIgnoresResync))
-            || vol.peer_active.overlaps(range)
+            || (vol.peer_active.overlaps(range) && !self.faulty(Fault::OwnWriteOvertakes))
     }
 
     pub(crate) fn begin_write(&mut self, key: u64) {
@@ -60,10 +60,14 @@ impl Engine {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
         request.registered = true;
-        let (v, range) = (request.volume, request.range);
+        let (v, range, logged) = (request.volume, request.range, request.al.is_some());
         let unlogged = self.faulty(Fault::AlTransactionSkipped);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
+        if logged {
+            // It began before, and gave way to a write of the peer.
+            return self.submit_write(key);
+        }
         let begin = match (vol.usable(), ExtentSpan::of(range)) {
             (Some(disk), Some(span)) if !unlogged => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
             _ => None,
@@ -149,6 +153,9 @@ impl Engine {
     pub(crate) fn submit_write(&mut self, key: u64) {
         let mut next = Some(key);
         while let Some(part) = next {
+            if self.yields_to_peer(part) {
+                return;
+            }
             next = self.cut_for_link(part);
             self.submit_part(part);
         }
@@ -335,6 +342,7 @@ impl Engine {
                 self.send_data(VolumeNr(0), Packet::Barrier { barrier });
             }
             self.arm_request_timeout();
+            self.ask_for_mixed_epoch();
         }
     }
 

@@ -304,7 +304,9 @@ impl World {
             self.nodes[node].illegal = None;
         }
         if new.conn == ConnState::ProtocolError {
-            let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            let Some(illegal) = self.nodes[node].illegal.clone() else {
+                return self.coverage.count(Group::Fault, "acknowledgements that did not come");
+            };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
             // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find
             // out before a block moved, and start over.
@@ -371,7 +373,7 @@ impl World {
             );
             self.fail(Checker::Discarded, text);
         }
-        if self.primary(volume) == Some(node) {
+        if self.is_primary(node, volume) {
             self.model.new_era(self.tick, volume);
         }
     }

@@ -7,6 +7,7 @@ mod lost_link;
 mod pair;
 mod regressions;
 mod storm;
+mod two_primaries;
 
 use crash::range;
 use pair::{A, B, MIB, Pair, V};

@@ -14,6 +14,7 @@ mod known_states;
 mod known_waits;
 mod liveness;
 mod resync;
+mod two_primaries;
 mod writes;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod disk_loss;
 mod metadata;
 mod resync;
 mod sync;
+mod two_primaries;
 
 use xtask::harness::{Case, Verdict};
 use xtask::lab::{Kernel, selftest};
@@ -35,6 +36,8 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::kernel_primary_goes_on_over_udrbd", run: disk_loss::kernel_primary_goes_on_over_udrbd },
     Case { name: "disk_loss::inconsistent_udrbd_primary_reads", run: disk_loss::inconsistent_udrbd_primary_reads },
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
+    Case { name: "two_primaries::concurrent_writers", run: two_primaries::concurrent_writers },
+    Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
