@@ -130,7 +130,8 @@ impl World {
         };
         let is_primary = |n: &super::node::Node| n.volumes[pending.volume].seen.role == Role::Primary;
         let split = self.nodes.iter().all(is_primary) && self.nodes.iter().any(alone);
-        let read = Read { node, volume: pending.volume, began: pending.began, now: self.tick, disk, split };
+        let two = self.params.two_primaries();
+        let read = Read { node, volume: pending.volume, began: pending.began, now: self.tick, disk, split, two };
         let mut sector = start;
         for piece in data {
             for bytes in piece.chunks(SECTOR) {

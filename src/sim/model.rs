@@ -575,7 +575,7 @@ mod tests {
         Scene { own_good: true, peer_good: true, protocol: 'C', peer_primary: false, powers: [0; 2], failures: [0; 2] };
 
     fn read(model: &mut Model, began: Tick, now: Tick, write: WriteId) -> Result<(), String> {
-        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false };
+        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false, two: false };
         model.check_read(&read, 3, Content::Write(write))
     }
 

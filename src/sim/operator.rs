@@ -546,6 +546,14 @@ impl World {
             return;
         }
         let (survivor, victim) = (self.prefer, 1 - self.prefer);
+        let together = |n: &super::node::Node| n.volumes.iter().all(|vol| vol.seen.conn >= ConnState::Connected);
+        if self.params.two_primaries() && self.nodes.iter().all(together) {
+            // That one is over, and disconnecting two Primaries would make the next one.
+            for node in &mut self.nodes {
+                node.split_brain = false;
+            }
+            return;
+        }
         for volume in 0..self.differs.len() {
             self.order(victim, volume, Order::Secondary { close: true });
         }

@@ -11,4 +11,5 @@ mod harness;
 mod load;
 mod refusals;
 mod starts;
+mod two_primaries;
 mod whole_life;
