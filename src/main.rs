@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -57,7 +58,13 @@ struct Args {
     /// How disks are accessed
     #[arg(long, value_enum, default_value_t = DiskIo::Auto)]
     disk_io: DiskIo,
+    /// Seconds that a program of the section handlers may take; 0: no limit
+    #[arg(long, value_name = "SECONDS", default_value_t = HANDLER_SECONDS)]
+    handler_timeout: u64,
 }
+
+/// As long as drbdadm waits for such a program (cmd-timeout-long).
+const HANDLER_SECONDS: u64 = 600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Frontend {
@@ -132,6 +139,7 @@ fn options(args: Args) -> Result<RunOptions, String> {
             DiskIo::Uring => RingChoice::Uring,
             DiskIo::Portable => RingChoice::Portable,
         },
+        handler_timeout: (args.handler_timeout > 0).then(|| Duration::from_secs(args.handler_timeout)),
         lock_memory: true,
     })
 }

@@ -264,7 +264,7 @@ fn requests_for_what_is_not_there() {
     };
     assert_words(&a.call(taken).expect_err("the minor is taken"), 161, &["exists already"]);
     for name in ["", "a/b", "..", "x\n", &"n".repeat(4096)] {
-        let odd = Request::NewResource { resource: name.to_owned(), options: Default::default() };
+        let odd = Request::NewResource { resource: name.to_owned(), options: Default::default(), handlers: None };
         if a.call(odd).is_ok() {
             a.done(Request::DelResource { resource: name.to_owned() });
         }
@@ -397,7 +397,7 @@ fn two_resources_on_one_address() {
     let Request::Connect { local, peer, peer_name, options, .. } = node.connect_request() else {
         panic!("a connection")
     };
-    node.done(Request::NewResource { resource: "r1".to_owned(), options: Default::default() });
+    node.done(Request::NewResource { resource: "r1".to_owned(), options: Default::default(), handlers: None });
     let again = Request::Connect { resource: "r1".to_owned(), local, peer, peer_name, options };
     let error = node.call(again).expect_err("the address is in use");
     assert_words(&error, 102, &["already in use"]);

@@ -196,12 +196,16 @@ loop=
 cleanup() {
     umount -l "$dir/mnt" 2>/dev/null || true
     [ -z "$loop" ] || losetup -d "$loop" 2>/dev/null || true
-    fusermount3 -u -z "$dir/fuse" 2>/dev/null || fusermount -u -z "$dir/fuse" 2>/dev/null || true
+    umount -l "$dir/fuse" 2>/dev/null || true
+    # Whatever it waits for: it holds the output of this script open.
+    [ -z "$fuse" ] || kill -KILL "$fuse" 2>/dev/null || true
 }
+fuse=
 trap cleanup EXIT
 nbdfuse --pidfile "$dir/nbdfuse.pid.$phase" "$dir/fuse" "$uri" &
+fuse=$!
 while [ ! -s "$dir/nbdfuse.pid.$phase" ]; do
-    kill -0 $! || exit 77
+    kill -0 "$fuse" || exit 77
     sleep 0.02
 done
 loop=$(losetup --find --show "$dir/fuse/nbd") || exit 77

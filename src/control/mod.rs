@@ -1,6 +1,6 @@
 //! The admin protocol: what `drbdctl` and the daemon say to each other over the control socket.
 //!
-//! * [`proto`]: requests, replies and their lines; [`error`]: DRBD's numbers, texts and exit codes; [`status`]: the model of
+//! * [`proto`]: requests, replies and their lines; [`handlers`]: a resource's helper programs; [`error`]: DRBD's numbers, texts and exit codes; [`status`]: the model of
 //!   what there is to see. Pure, all of them serde types.
 //! * [`render`]: that model as the texts of `drbdsetup status`, `/proc/drbd` and `events2`. Pure.
 //! * `server` (driver): the unix socket of the daemon; hands requests to a `Handler`. `client` (driver): the other end,
@@ -12,6 +12,7 @@
 #[cfg(feature = "drivers")]
 pub mod client;
 pub mod error;
+pub mod handlers;
 pub mod proto;
 pub mod render;
 #[cfg(feature = "drivers")]

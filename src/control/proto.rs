@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::ErrorReply;
+use super::handlers::Handlers;
 use super::status::{Resource, Status};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
 use crate::units::{Minor, VolumeNr};
@@ -26,13 +27,16 @@ pub const REPLY_BYTES_MAX: usize = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
-    /// Create a resource; done also if it exists (its options stay then).
+    /// Create a resource; done also if it exists (its options stay then, its handlers are those of this request).
     NewResource {
         /// Name.
         resource: String,
         /// Its options.
         #[serde(default)]
         options: ResourceOptions,
+        /// Its helper programs; none are run for a resource that was never told any.
+        #[serde(default)]
+        handlers: Option<Box<Handlers>>,
     },
     /// Create a volume; done also if it exists with the same minor.
     NewVolume {

@@ -4,6 +4,7 @@
 //! socket and from start-up), gives out replies and events. Invariants: a minor and an address belong to one resource;
 //! nothing here waits while it holds the registry's lock; creating and removing is done one at a time.
 
+mod helpers;
 mod registry;
 mod requests;
 mod stop;
@@ -22,6 +23,7 @@ use crate::control::server::{EVENTS_BEHIND_MAX, Handler, Peer};
 use crate::control::{ErrorReply, Reply, Request};
 use crate::disk::RingChoice;
 use crate::node::Shard;
+use crate::node::helper::HelperSettings;
 
 /// What a daemon needs to know of its surroundings.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct Settings {
     pub nbd_socket: PathBuf,
     /// Which ring the disks use.
     pub ring: RingChoice,
+    /// How helper programs are run.
+    pub helpers: HelperSettings,
 }
 
 /// All resources of this node.

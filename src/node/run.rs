@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Resource, getrlimit};
@@ -10,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::daemon::{Daemon, Settings};
 use super::exports::Table;
+use super::helper::HelperSettings;
 use super::startup::{self, StartupError, Which};
 use super::supervisor::install_panic_hook;
 use crate::control::server::Server as ControlServer;
@@ -35,6 +37,8 @@ pub struct RunOptions {
     pub nbd: Listen,
     /// Which ring the disks use.
     pub ring: RingChoice,
+    /// How long a helper program may take; `None`: for ever.
+    pub handler_timeout: Option<Duration>,
     /// Lock the process into memory, where that is allowed.
     pub lock_memory: bool,
 }
@@ -78,13 +82,21 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     for dir in [&options.run_dir, &options.state_dir] {
         make_dir(dir)?;
     }
-    let resources = match &options.up {
+    let chosen = match &options.up {
         None => None,
         Some(which) => Some(startup::read(options.config.as_deref(), &options.hostname, which)?),
     };
     let nbd_socket = absolute(&options.run_dir).join("nbd.sock");
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
-    let daemon = Daemon::new(Settings { nbd_socket: nbd_socket.clone(), ring: options.ring });
+    let daemon = Daemon::new(Settings {
+        nbd_socket: nbd_socket.clone(),
+        ring: options.ring,
+        helpers: HelperSettings {
+            timeout: options.handler_timeout,
+            control_socket: absolute(&control_socket),
+            host: options.hostname.clone(),
+        },
+    });
     // Before anything that a signal could cut short.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;
@@ -106,7 +118,7 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     let nbd = tokio::spawn(nbd.run());
     let handler = Arc::new(Arc::clone(&daemon));
     let control = tokio::spawn(async move { control.run(handler).await });
-    let start = tokio::spawn(start(Arc::clone(&daemon), resources, options.hostname));
+    let start = tokio::spawn(start(Arc::clone(&daemon), chosen, options.hostname));
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -123,10 +135,10 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     Ok(())
 }
 
-async fn start(daemon: Arc<Daemon>, resources: Option<Vec<crate::config::ResolvedResource>>, host: String) {
-    let resources = match resources {
+async fn start(daemon: Arc<Daemon>, chosen: Option<startup::Chosen>, host: String) {
+    let resources = match chosen {
         None => Vec::new(),
-        Some(resources) => startup::up(&daemon, resources).await,
+        Some(chosen) => startup::up(&daemon, chosen).await,
     };
     // Waiting for a peer may take for ever; the devices are there.
     notify(&[sd_notify::NotifyState::Ready]);

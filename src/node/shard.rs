@@ -52,6 +52,9 @@ const ROUNDS_MAX: usize = 8;
 /// Told about every change, with what there is to see after it; in the shard's thread, must not block.
 pub type Watcher = Box<dyn Fn(ResourceStatus)>;
 
+/// Starts a helper program, whose end comes as an event; must not block.
+pub type HelperStarter = Box<dyn Fn(HandlerRun, Handler, Option<VolumeNr>)>;
+
 /// The link of a resource.
 pub type ResourceLink = Link<LinkSink, Payloads>;
 
@@ -94,6 +97,7 @@ pub struct Core {
     changed: Cell<bool>,
     view: Arc<View>,
     watcher: Watcher,
+    helper: HelperStarter,
     trace: RefCell<Trace>,
     /// What was logged, for a failed test.
     #[cfg(any(test, feature = "sim"))]
@@ -116,12 +120,14 @@ pub struct Parts {
     pub view: Arc<View>,
     /// Told about changes.
     pub watcher: Watcher,
+    /// Starts helper programs.
+    pub helper: HelperStarter,
 }
 
 impl Core {
     /// A resource without volumes.
     pub fn new(parts: Parts) -> Rc<Self> {
-        let Parts { name, seed, ring, client_memory, link_memory, view, watcher } = parts;
+        let Parts { name, seed, ring, client_memory, link_memory, view, watcher, helper } = parts;
         Rc::new(Self {
             engine: RefCell::new(Engine::new(&name, seed)),
             name,
@@ -152,6 +158,7 @@ impl Core {
             changed: Cell::new(false),
             view,
             watcher,
+            helper,
             trace: RefCell::default(),
             #[cfg(any(test, feature = "sim"))]
             logged: RefCell::default(),
@@ -285,7 +292,7 @@ impl Core {
                 }
             }
             Action::EndSessions { volume, reason } => self.close_sessions(volume, &reason),
-            Action::RunHandler { run, handler, volume } => self.run_handler(run, handler, volume),
+            Action::RunHandler { run, handler, volume } => (self.helper)(run, handler, volume),
             Action::SetTimer { timer, at } => {
                 if self.timers.borrow_mut().set(timer, at) {
                     self.timer_set.notify_one();
@@ -315,12 +322,6 @@ impl Core {
             };
             self.queued.borrow_mut().push_back(Event::Link(lost));
         }
-    }
-
-    /// Runs a helper program. None is configured in this version, which counts as an exit code of 0.
-    fn run_handler(&self, run: HandlerRun, handler: Handler, volume: Option<VolumeNr>) {
-        tracing::warn!(resource = self.name, ?volume, "event {}: handlers are not run in this version", handler.name());
-        self.queued.borrow_mut().push_back(Event::HandlerDone { run, code: 0 });
     }
 
     fn link_action(&self, action: &LinkAction) {

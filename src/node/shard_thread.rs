@@ -21,7 +21,8 @@ use super::supervisor::Poison;
 use super::view::View;
 use crate::control::ErrorReply;
 use crate::disk::{Pool, Ring, RingChoice, RingOptions};
-use crate::engine::event::Command;
+use crate::engine::event::{Command, Event, HandlerRun};
+use crate::engine::handler::Handler;
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::status::ResourceStatus;
 use crate::frontend::nbd::session;
@@ -47,7 +48,15 @@ pub struct ShardOptions {
     pub ring: RingChoice,
     /// Told about every change with what there is to see after it, from the shard's thread; must not block.
     pub changed: Box<dyn Fn(ResourceStatus) + Send>,
+    /// Runs a helper program, and calls the function with its exit code; called from the shard's thread, must not block.
+    pub helper: HelperCaller,
 }
+
+/// Runs the helper program of an event, for a volume or the connection.
+pub type HelperCaller = Box<dyn Fn(Handler, Option<VolumeNr>, HelperEnd) + Send>;
+
+/// Takes the exit code of a helper program, in any thread.
+pub type HelperEnd = Box<dyn FnOnce(u8) + Send>;
 
 /// How a shard ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +100,10 @@ enum Message {
         volume: VolumeNr,
         reason: String,
         answer: Answer,
+    },
+    HelperDone {
+        run: HandlerRun,
+        code: u8,
     },
     Status {
         answer: oneshot::Sender<ResourceStatus>,
@@ -137,11 +150,12 @@ impl Shard {
         let (ended, end) = oneshot::channel();
         let view = Arc::new(View::default());
         let shard = Self { messages, view: Arc::clone(&view) };
+        let own = shard.messages.downgrade();
         let name = options.name.clone();
         thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| run(options, view, inbox, ready));
+                let run = AssertUnwindSafe(|| run(options, view, own, inbox, ready));
                 let end = catch_unwind(run).unwrap_or_else(|_| ShardEnd::Failed("see the log".to_owned()));
                 // The daemon may be gone.
                 let _ = ended.send(end);
@@ -273,6 +287,7 @@ impl Shard {
 fn run(
     options: ShardOptions,
     view: Arc<View>,
+    own: mpsc::WeakUnboundedSender<Message>,
     inbox: mpsc::UnboundedReceiver<Message>,
     ready: oneshot::Sender<Result<(), ErrorReply>>,
 ) -> ShardEnd {
@@ -289,7 +304,7 @@ fn run(
     let poison = Poison::of_this_thread();
     let local = LocalSet::new();
     let end = local.block_on(&runtime, async {
-        let core = match build(options, view) {
+        let core = match build(options, view, own) {
             Ok(core) => core,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -319,7 +334,11 @@ fn run(
     end
 }
 
-fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply> {
+fn build(
+    options: ShardOptions,
+    view: Arc<View>,
+    own: mpsc::WeakUnboundedSender<Message>,
+) -> Result<Rc<Core>, ErrorReply> {
     let pool =
         |bytes| Pool::new(bytes).map_err(|error| ErrorReply::io(format!("no memory for {}", options.name), &error));
     let (clients, link, reads) = (pool(CLIENT_BYTES)?, pool(LINK_BYTES)?, pool(READ_BYTES)?);
@@ -327,6 +346,17 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply>
     let ring = Ring::new(&ring_options, reads).map_err(|error| ErrorReply::io(error.to_string(), error.io_error()))?;
     tracing::info!(resource = options.name, "disk I/O: {:?} ({})", ring.kind(), ring.reason());
     let seed = getrandom::u64().map_err(|error| ErrorReply::usage(format!("no random numbers: {error}")))?;
+    let call = options.helper;
+    let helper = move |run: HandlerRun, handler: Handler, volume: Option<VolumeNr>| {
+        let own = own.clone();
+        // Whoever waits for it may be gone by then.
+        let end = move |code| {
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(Message::HelperDone { run, code });
+            }
+        };
+        call(handler, volume, Box::new(end));
+    };
     Ok(Core::new(Parts {
         name: options.name,
         seed,
@@ -335,6 +365,7 @@ fn build(options: ShardOptions, view: Arc<View>) -> Result<Rc<Core>, ErrorReply>
         link_memory: Payloads(link),
         view,
         watcher: options.changed,
+        helper: Box::new(helper),
     }))
 }
 
@@ -410,6 +441,10 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
                     }
                     Ok(())
                 });
+            }
+            Message::HelperDone { run, code } => {
+                core.event(Event::HandlerDone { run, code });
+                core.batch_end();
             }
             Message::Status { answer } => {
                 let _ = answer.send(core.status());

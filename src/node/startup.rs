@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::daemon::Daemon;
 use crate::config::load::{FsLoader, default_file, has_address};
 use crate::config::{self, LocalNode, ResolvedResource};
+use crate::control::handlers::Handlers;
 use crate::control::server::Handler as _;
 use crate::control::status::WaitKind;
 use crate::control::{ErrorReply, Reply, Request};
@@ -55,11 +56,20 @@ pub enum StartupError {
     },
 }
 
+/// Resources to bring up.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The configuration file that they are from.
+    pub file: String,
+    /// In the order of the file.
+    pub resources: Vec<ResolvedResource>,
+}
+
 /// Reads the resources to bring up.
 ///
 /// # Errors
 /// [`StartupError`]
-pub fn read(file: Option<&Path>, host: &str, which: &Which) -> Result<Vec<ResolvedResource>, StartupError> {
+pub fn read(file: Option<&Path>, host: &str, which: &Which) -> Result<Chosen, StartupError> {
     let file = match file {
         Some(path) => path.to_string_lossy().into_owned(),
         None => default_file().ok_or(StartupError::NoFile)?.to_owned(),
@@ -71,21 +81,26 @@ pub fn read(file: Option<&Path>, host: &str, which: &Which) -> Result<Vec<Resolv
     let node = LocalNode { name: host, has_address: &has_address };
     let all = document.resolve_all(&node).map_err(|report| StartupError::Config(report.to_string()))?;
     match which {
-        Which::All => Ok(all),
+        Which::All => Ok(Chosen { file, resources: all }),
         Which::One(name) => match all.into_iter().find(|resource| resource.name == *name) {
-            Some(resource) => Ok(vec![resource]),
+            Some(resource) => Ok(Chosen { file, resources: vec![resource] }),
             None => Err(StartupError::Unknown { resource: name.clone(), host: host.to_owned(), file }),
         },
     }
 }
 
-/// The requests that bring a resource up, in order, as drbdadm would send them.
+/// The requests that bring a resource of this configuration file up, in order, as drbdadm would send them.
 ///
 /// # Errors
 /// There is no peer to connect to.
-pub fn requests(resource: &ResolvedResource) -> Result<Vec<Request>, ErrorReply> {
+pub fn requests(file: &str, resource: &ResolvedResource) -> Result<Vec<Request>, ErrorReply> {
     let name = &resource.name;
-    let mut requests = vec![Request::NewResource { resource: name.clone(), options: resource.options.clone() }];
+    let config = std::path::absolute(file).map_or_else(|_| file.to_owned(), |path| path.to_string_lossy().into_owned());
+    let mut requests = vec![Request::NewResource {
+        resource: name.clone(),
+        options: resource.options.clone(),
+        handlers: Some(Box::new(Handlers::of(resource, None, Some(config)))),
+    }];
     for volume in &resource.me.volumes {
         requests.push(Request::NewVolume {
             resource: name.clone(),
@@ -117,10 +132,10 @@ pub fn requests(resource: &ResolvedResource) -> Result<Vec<Request>, ErrorReply>
 }
 
 /// Brings resources up. Those that came up are given back.
-pub async fn up(daemon: &Arc<Daemon>, resources: Vec<ResolvedResource>) -> Vec<ResolvedResource> {
+pub async fn up(daemon: &Arc<Daemon>, chosen: Chosen) -> Vec<ResolvedResource> {
     let mut came_up = Vec::new();
-    for resource in resources {
-        match up_one(daemon, &resource).await {
+    for resource in chosen.resources {
+        match up_one(daemon, &chosen.file, &resource).await {
             Ok(()) => came_up.push(resource),
             Err(error) => tracing::error!(resource = resource.name, "cannot bring the resource up: {error}"),
         }
@@ -128,9 +143,9 @@ pub async fn up(daemon: &Arc<Daemon>, resources: Vec<ResolvedResource>) -> Vec<R
     came_up
 }
 
-async fn up_one(daemon: &Arc<Daemon>, resource: &ResolvedResource) -> Result<(), ErrorReply> {
+async fn up_one(daemon: &Arc<Daemon>, file: &str, resource: &ResolvedResource) -> Result<(), ErrorReply> {
     let mut first_error = Ok(());
-    for request in requests(resource)? {
+    for request in requests(file, resource)? {
         let attach = matches!(request, Request::Attach { .. });
         match daemon.carry_out(request).await {
             Reply::Error(error) if attach => {

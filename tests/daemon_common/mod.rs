@@ -322,10 +322,9 @@ impl Node {
 
     /// The requests that bring the resource up.
     pub fn up_requests(&self) -> Vec<Request> {
-        let resource =
-            startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
-        let [resource] = resource.as_slice() else { panic!("one resource") };
-        startup::requests(resource).expect("a peer")
+        let chosen = startup::read(Some(&self.conf), self.name, &Which::One(RES.to_owned())).expect("a configuration");
+        let [resource] = chosen.resources.as_slice() else { panic!("one resource") };
+        startup::requests(&chosen.file, resource).expect("a peer")
     }
 
     pub fn up(&self) -> Result<(), ErrorReply> {

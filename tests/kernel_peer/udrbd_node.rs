@@ -21,6 +21,8 @@ pub struct UdrbdNode {
     dir: PathBuf,
     conf: PathBuf,
     name: String,
+    /// Further arguments of the daemon.
+    arguments: Vec<String>,
 }
 
 /// The two programs: cargo names the daemon, the admin tool lies beside it.
@@ -59,6 +61,11 @@ impl UdrbdNode {
 
     /// [`UdrbdNode::start`] under another host name.
     pub fn start_as(lab: &Lab, name: &str, conf: &Conf) -> Result<Self, LabError> {
+        Self::start_with(lab, name, conf, &[])
+    }
+
+    /// The same with further arguments for the daemon.
+    pub fn start_with(lab: &Lab, name: &str, conf: &Conf, arguments: &[&str]) -> Result<Self, LabError> {
         let dir = lab.dir().join(name);
         if dir.exists() {
             std::fs::remove_dir_all(&dir).map_err(|err| LabError::io("remove the old run directory", &err))?;
@@ -66,7 +73,14 @@ impl UdrbdNode {
         std::fs::create_dir(&dir).map_err(|err| LabError::io("make the run directory", &err))?;
         let file = dir.join("drbd.conf");
         std::fs::write(&file, conf.render()).map_err(|err| LabError::io("write drbd.conf", &err))?;
-        let mut node = Self { daemon: None, netns: lab.netns().to_owned(), dir, conf: file, name: name.to_owned() };
+        let mut node = Self {
+            daemon: None,
+            netns: lab.netns().to_owned(),
+            dir,
+            conf: file,
+            name: name.to_owned(),
+            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+        };
         node.run_daemon()?;
         Ok(node)
     }
@@ -88,6 +102,7 @@ impl UdrbdNode {
         let mut argv = vec![daemon.into_os_string(), "--run-dir".into(), self.dir.clone().into()];
         argv.extend(["--config".into(), self.conf.clone().into()]);
         argv.extend(["--hostname", &self.name, "--frontend", "nbd"].map(Into::into));
+        argv.extend(self.arguments.iter().map(Into::into));
         let daemon = Leash::start(
             Spec {
                 argv,

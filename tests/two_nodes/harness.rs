@@ -157,7 +157,8 @@ impl Node {
         self.dir.join("nbd.sock")
     }
 
-    fn control_socket(&self) -> PathBuf {
+    /// Path of the control socket.
+    pub fn control_socket(&self) -> PathBuf {
         self.dir.join("control.sock")
     }
 
@@ -290,7 +291,7 @@ impl Node {
 
     /// Creates the resource and its volume.
     pub fn create(&self) {
-        self.ok(Request::NewResource { resource: RES.to_owned(), options: ResourceOptions::default() });
+        self.ok(Request::NewResource { resource: RES.to_owned(), options: ResourceOptions::default(), handlers: None });
         self.ok(Request::NewVolume {
             resource: RES.to_owned(),
             volume: V0,

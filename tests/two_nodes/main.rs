@@ -8,6 +8,7 @@ mod nbd_client;
 
 mod crashes;
 mod harness;
+mod helpers;
 mod load;
 mod refusals;
 mod starts;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
+mod cluster_fs;
 mod crash_states;
 mod executor;
 mod lab_command;
@@ -78,6 +79,14 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Cluster file systems on both nodes of two Primaries, each guest through its kernel's NBD client
+    ClusterFs {
+        /// Do not install anything
+        #[arg(long)]
+        no_install: bool,
+        /// Play only cases whose name contains one of these
+        filter: Vec<String>,
+    },
     /// Check what the compiler does not: rooms, file lengths, words, reasons for dependencies
     Tidy {
         /// Shrink the list of long files to what is there
@@ -97,6 +106,7 @@ fn main() -> ExitCode {
             crash_states::run(&crash_states::Order { states, images, seed, install: !no_install })
         }
         Command::Policies { from, step, write, no_install } => policies::run(!no_install, from, step, write.as_deref()),
+        Command::ClusterFs { no_install, filter } => cluster_fs::run(!no_install, &filter),
         Command::Executor { rounds, from, tell } => executor::run(rounds, from, tell),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {
             eprintln!("lab: {err}");

@@ -22,13 +22,21 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tshark", "the DRBD dissector"),
 ];
 
-/// Packages that are not installed, of those that `wanted` names; all of these where there is no dpkg.
-fn missing(wanted: impl Fn(&str) -> bool) -> Vec<&'static str> {
+/// What cluster file systems need besides; the packages bring services, so only who asks for those tests gets them.
+const CLUSTER: &[(&str, &str)] = &[
+    ("ocfs2-tools", "cluster file systems: OCFS2"),
+    ("gfs2-utils", "cluster file systems: GFS2"),
+    ("corosync", "cluster file systems: membership for GFS2's locks"),
+    ("dlm-controld", "cluster file systems: GFS2's locks"),
+];
+
+/// Packages of `packages` that are not installed, of those that `wanted` names; all of these where there is no dpkg.
+fn missing(packages: &[(&'static str, &str)], wanted: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let installed = |name: &str| {
         let query = Command::new("dpkg-query").args(["-W", "-f", "${Status}", name]).stderr(Stdio::null()).output();
         query.is_ok_and(|out| out.stdout.ends_with(b"ok installed"))
     };
-    PACKAGES.iter().map(|(name, _)| *name).filter(|name| wanted(name) && !installed(name)).collect()
+    packages.iter().map(|(name, _)| *name).filter(|name| wanted(name) && !installed(name)).collect()
 }
 
 /// Installs what is missing where that is possible (root, apt-get); the error is a hint in one line. Tests that need a tool
@@ -39,7 +47,15 @@ pub fn ensure() -> Result<(), String> {
 
 /// The same for those packages that `wanted` names.
 pub fn ensure_those(wanted: impl Fn(&str) -> bool) -> Result<(), String> {
-    let missing = missing(wanted);
+    install(&missing(PACKAGES, wanted))
+}
+
+/// The same for what cluster file systems need besides.
+pub fn ensure_cluster() -> Result<(), String> {
+    install(&missing(CLUSTER, |_| true))
+}
+
+fn install(missing: &[&str]) -> Result<(), String> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,7 +76,7 @@ pub fn ensure_those(wanted: impl Fn(&str) -> bool) -> Result<(), String> {
     // Without a network the lists may still be good enough.
     apt(&["update"]);
     let mut install = vec!["install", "--no-install-recommends"];
-    install.extend(&missing);
+    install.extend(missing);
     if apt(&install) {
         Ok(())
     } else {

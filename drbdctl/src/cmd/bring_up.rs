@@ -7,6 +7,7 @@ use std::path::Path;
 
 use udrbd::config::model::{MetaDisk, ResourceOptions, Volume};
 use udrbd::control::Request;
+use udrbd::control::handlers::Handlers;
 use udrbd::wire::state::DiskState;
 
 use crate::args::Call;
@@ -134,7 +135,10 @@ fn warn_of_idle_options(ctx: &mut Context, target: &Target) -> Done {
 
 fn create_resource(ctx: &mut Context, target: &Target, options: ResourceOptions) -> Done {
     let resource = target.resource.name.clone();
-    ctx.request(&target.attempt("new-resource"), Request::NewResource { resource, options })
+    // The daemon, and the programs that it runs, have another working directory.
+    let config = Some(ctx.config()?.path.clone()).filter(|path| path != "-").map(|path| absolute(&path));
+    let handlers = Some(Box::new(Handlers::of(&target.resource, ctx.peer.as_deref(), config)));
+    ctx.request(&target.attempt("new-resource"), Request::NewResource { resource, options, handlers })
 }
 
 fn create_volume(ctx: &mut Context, target: &Target, volume: &Volume) -> Done {

@@ -339,6 +339,7 @@ pub fn run_node(dir: &Path, host: &str) -> u8 {
         up: Some(Which::All),
         nbd: Listen::default(),
         ring: RingChoice::Auto,
+        handler_timeout: None,
         lock_memory: false,
     };
     match run(options) {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::model::{Address, DiskOptions, NetOptions, ResourceOptions};
 use crate::control::ErrorReply;
+use crate::control::handlers::Handlers;
 use crate::control::status::{Frontend, ResourceExtras, VolumeExtras};
 use crate::node::Shard;
 use crate::units::{Minor, VolumeNr};
@@ -23,6 +24,8 @@ pub struct Entry {
     pub volumes: BTreeMap<VolumeNr, VolumeEntry>,
     /// Its connection, while configured.
     pub net: Option<NetEntry>,
+    /// Its helper programs.
+    pub handlers: Handlers,
 }
 
 /// One volume.
@@ -34,6 +37,8 @@ pub struct VolumeEntry {
     pub device: Option<String>,
     /// As set.
     pub options: DiskOptions,
+    /// Backing device of the last attach.
+    pub backing: Option<String>,
 }
 
 /// One connection.

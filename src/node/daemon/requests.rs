@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Daemon;
 use super::registry::{Entry, NetEntry, VolumeEntry};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
+use crate::control::handlers::Handlers;
 use crate::control::proto::{Event, Version};
 use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
@@ -60,9 +61,11 @@ impl Daemon {
             self.registry.shard(&resource)?.command(volume, command).await
         };
         match request {
-            Request::NewResource { resource, options } => self.new_resource(resource, options).await.into(),
+            Request::NewResource { resource, options, handlers } => {
+                self.new_resource(resource, options, handlers.map(|handlers| *handlers)).await.into()
+            }
             Request::NewVolume { resource, volume, minor, device, options } => {
-                self.new_volume(&resource, volume, VolumeEntry { minor, device, options }).await.into()
+                self.new_volume(&resource, volume, VolumeEntry { minor, device, options, backing: None }).await.into()
             }
             Request::Attach { resource, volume, backing, meta_disk, options } => {
                 self.attach(&resource, volume, backing, meta_disk, options).await.into()
@@ -110,12 +113,20 @@ impl Daemon {
 
     // --- resources and volumes ---
 
-    async fn new_resource(self: &Arc<Self>, resource: String, options: ResourceOptions) -> Done {
+    async fn new_resource(
+        self: &Arc<Self>,
+        resource: String,
+        options: ResourceOptions,
+        handlers: Option<Handlers>,
+    ) -> Done {
         if resource.is_empty() || resource.contains(['/', '\0']) {
             return Err(ErrorReply::usage(format!("{resource:?} cannot be the name of a resource")));
         }
         let _changing = self.changing.lock().await;
-        if self.registry.lock().contains_key(&resource) {
+        if let Some(entry) = self.registry.lock().get_mut(&resource) {
+            if let Some(handlers) = handlers {
+                entry.handlers = handlers;
+            }
             return Ok(());
         }
         let (daemon, name) = (Arc::downgrade(self), resource.clone());
@@ -124,11 +135,21 @@ impl Daemon {
                 daemon.on_change(&name, &status);
             }
         };
-        let shard_options =
-            ShardOptions { name: resource.clone(), ring: self.settings.ring, changed: Box::new(changed) };
+        let shard_options = ShardOptions {
+            name: resource.clone(),
+            ring: self.settings.ring,
+            changed: Box::new(changed),
+            helper: self.helper_caller(&resource),
+        };
         let (shard, end) = Shard::start(shard_options).await?;
         let resource_options = engine_resource(&options);
-        let entry = Entry { shard: shard.clone(), options, volumes: [].into(), net: None };
+        let entry = Entry {
+            shard: shard.clone(),
+            options,
+            volumes: [].into(),
+            net: None,
+            handlers: handlers.unwrap_or_default(),
+        };
         self.registry.lock().insert(resource.clone(), entry);
         let (daemon, name) = (Arc::downgrade(self), resource.clone());
         tokio::spawn(async move {
@@ -246,6 +267,12 @@ impl Daemon {
         options: DiskOptions,
     ) -> Done {
         let shard = self.shard_of(resource, volume)?;
+        self.registry.with(resource, |entry| {
+            if let Some(volume) = entry.volumes.get_mut(&volume) {
+                volume.backing = Some(backing.clone());
+            }
+            Ok(())
+        })?;
         let meta = match meta_disk {
             MetaDisk::Internal => MetaPlace::Internal,
             MetaDisk::Flexible { dev } => MetaPlace::Flexible(absolute(dev)?),
