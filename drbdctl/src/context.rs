@@ -174,6 +174,18 @@ impl Context {
         }
     }
 
+    /// As [`Self::request`], where a refusal means that there is nothing to do.
+    pub fn request_silently(&mut self, request: Request) -> Done {
+        let reply = self.client().and_then(|client| client.call(request));
+        reply.map(drop).map_err(|error| unreachable_daemon(&error))
+    }
+
+    /// Where the daemon keeps what outlives it: beside its socket (`--run-dir`), else the default place.
+    pub fn state_dir(&self) -> PathBuf {
+        let beside = self.socket.parent().map(|dir| dir.join("state")).filter(|dir| dir.is_dir());
+        beside.unwrap_or_else(|| PathBuf::from("/var/lib/udrbd"))
+    }
+
     /// As [`Self::request`], for what is done anyhow when no daemon runs.
     pub fn request_if_running(&mut self, attempt: &Attempt, request: Request) -> Done {
         if let Err(error @ ClientError::NotRunning { .. }) = self.client()

@@ -12,7 +12,7 @@ use super::error::ErrorReply;
 use super::handlers::Handlers;
 use super::status::{Resource, Status};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
-use crate::units::{Minor, VolumeNr};
+use crate::units::{Minor, Sectors, VolumeNr};
 
 /// Version of the protocol; both sides refuse another one.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -151,6 +151,28 @@ pub enum Request {
         #[serde(default)]
         clear_bitmap: bool,
     },
+    /// Take over another size: the devices have grown, or less is wanted than there is.
+    Resize {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+        /// Wanted size; 0: the largest that both nodes have room for.
+        #[serde(default)]
+        size: Sectors,
+        /// The new part needs no resync.
+        #[serde(default)]
+        assume_clean: bool,
+        /// Grow without a connection as well.
+        #[serde(default)]
+        assume_peer_has_space: bool,
+        /// Another number of stripes of the activity log.
+        #[serde(default)]
+        al_stripes: Option<u32>,
+        /// Another size of a stripe, in KiB.
+        #[serde(default)]
+        al_stripe_size_kib: Option<u32>,
+    },
     /// Pause resync.
     PauseSync {
         /// Name of the resource.
@@ -250,6 +272,7 @@ impl Request {
             | Self::Invalidate { resource, .. }
             | Self::InvalidateRemote { resource, .. }
             | Self::NewCurrentUuid { resource, .. }
+            | Self::Resize { resource, .. }
             | Self::PauseSync { resource, .. }
             | Self::ResumeSync { resource, .. }
             | Self::DiskOptions { resource, .. }
@@ -276,6 +299,7 @@ impl Request {
             | Self::Invalidate { volume, .. }
             | Self::InvalidateRemote { volume, .. }
             | Self::NewCurrentUuid { volume, .. }
+            | Self::Resize { volume, .. }
             | Self::PauseSync { volume, .. }
             | Self::ResumeSync { volume, .. }
             | Self::DiskOptions { volume, .. }

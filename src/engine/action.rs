@@ -116,6 +116,14 @@ pub enum Notice {
         /// New size.
         size: Sectors,
     },
+    /// The metadata lie where a device of this size has them: worth remembering, should the device grow while it is not
+    /// attached.
+    MetaMoved {
+        /// Which volume.
+        volume: VolumeNr,
+        /// Size of the metadata device.
+        device: Sectors,
+    },
     /// A line for the log.
     Log {
         /// How loud.

@@ -12,6 +12,8 @@ use crate::engine::connection::PeerQuestion;
 use crate::engine::event::{Command, CommandId, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
+use crate::engine::options::ResizeOptions;
+use crate::engine::resize::ResizeStep;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
 use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
@@ -33,6 +35,7 @@ pub(crate) enum Job {
     Detach { force: bool },
     Disconnect { force: bool, outdated: bool },
     Change { change: StateChange, retry: bool },
+    Resize { opts: ResizeOptions, step: ResizeStep },
     Md,
 }
 
@@ -110,6 +113,9 @@ impl Engine {
                 }
                 Err(error) => Err(error),
             },
+            Command::Resize(opts) => {
+                return self.start_command(id, v, Job::Resize { opts, step: ResizeStep::Check });
+            }
             Command::PauseSync => self.pause_sync(v),
             Command::ResumeSync => self.resume_sync(v),
             Command::DiskOptions(opts) => self.disk_options(v, opts),
@@ -191,6 +197,7 @@ impl Engine {
             Job::Md => {}
             Job::Primary { .. } => self.run_primary(pending, answer),
             Job::Secondary => self.run_secondary(pending),
+            Job::Resize { .. } => self.run_resize(pending),
             Job::Detach { .. } => self.run_detach(pending, answer),
             Job::Disconnect { .. } => self.run_disconnect(pending, answer),
             Job::Change { change, retry } => {

@@ -37,7 +37,11 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn disk_options(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
+    pub(crate) fn disk_options(
+        &mut self,
+        v: VolumeNr,
+        mut opts: super::options::DiskOptions,
+    ) -> Result<(), CommandError> {
         let now = self.now;
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         if vol.disk.is_none() {
@@ -50,6 +54,8 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         // The activity log keeps its size until the next attach.
         let al_updates = opts.al_updates;
+        // The size is a matter of `resize`.
+        opts.size = vol.opts.size;
         vol.opts = opts;
         let resumed = al_updates
             && vol.disk.as_mut().is_some_and(|disk| {

@@ -42,7 +42,7 @@ impl Engine {
             others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
             others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
-            resync_after_negotiation: false,
+            resync_after_negotiation: vol.is_some_and(|vol| vol.resize.after_negotiation),
             call_local_io_error: false,
             forced_detach: vol.is_some_and(|vol| vol.forced_detach),
         }
@@ -273,6 +273,10 @@ impl Engine {
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }
+                self.resize_link_lost(v, &old, &new);
+                if new.conn == ConnState::Connected {
+                    self.grow_if_due(v);
+                }
                 self.admit(v);
                 self.submit_held_back(v);
                 self.retry_blocked(v);
@@ -297,7 +301,6 @@ impl Engine {
             | Effect::ResetResyncCounters
             | Effect::PauseDependents
             | Effect::ResumeDependents
-            | Effect::ResyncAfterGrow
             | Effect::StartReceiver
             | Effect::DiscardNetConfig => {}
             Effect::ClearCrashedPrimary => {
@@ -309,6 +312,7 @@ impl Engine {
                 }
                 self.update_md_flags(v);
             }
+            Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}
@@ -319,7 +323,7 @@ impl Engine {
             }
             Effect::SendSyncUuid => self.make_sync_uuid(v),
             Effect::SendUuids => self.send_uuids_durably(v),
-            Effect::SendSizes => self.send_sizes(v, false),
+            Effect::SendSizes => self.send_sizes(v),
             Effect::SendState => self.send_data(v, Packet::State(new.word())),
             Effect::QueueSendBitmap => self.start_bitmap(v),
             Effect::NewCurrentUuid if self.faulty(Fault::DegradedKeepsUuid) => {}
@@ -402,21 +406,27 @@ impl Engine {
             }
             MdDone::FullSync => self.on_full_sync_written(v, ok),
             MdDone::Detached => self.on_detached(v),
+            MdDone::Moved => self.on_moved(v, ok),
         }
     }
 
     /// Takes over a size: the exported one, the bitmap's and the superblock's.
     pub(crate) fn set_size(&mut self, v: VolumeNr, size: Sectors, set_new_bits: bool) {
+        let new_bits = self.new_bits(set_new_bits);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let grew = vol.size != size;
         vol.size = size;
         if let Some(disk) = vol.disk.as_mut()
             && (disk.sb.effective_size != size || disk.bitmap.bits() != size.bm_bits())
         {
-            if let Err(error) = disk.bitmap.resize(size.bm_bits(), set_new_bits) {
+            if let Err(error) = disk.bitmap.resize(size.bm_bits(), new_bits) {
                 self.log_error(v, format!("cannot size the bitmap for {size} sectors: {error}"));
                 self.force(v, &StateChange::NONE.disk(DiskState::Failed));
                 return;
+            }
+            if !new_bits {
+                // Nothing was ever written where the new pages are.
+                disk.bitmap.mark_all_changed();
             }
             disk.sb.effective_size = size;
             disk.sb_dirty = true;

@@ -85,6 +85,7 @@ impl Engine {
             al_slots,
             al_next_transaction,
             capacity,
+            sizes,
             geometry,
             shared_device,
             path,
@@ -166,6 +167,7 @@ impl Engine {
         }
         vol.target_maybe_done = false;
         vol.missed_end = false;
+        vol.resize = super::resize::Resizing::default();
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
             sb_durable_flags: superblock.flags,
@@ -175,6 +177,8 @@ impl Engine {
             bitmap,
             al,
             capacity,
+            sizes,
+            moving: false,
             geometry,
             shared_device,
             // What a process before this one wrote may be in the device's cache.

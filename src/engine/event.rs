@@ -5,8 +5,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::engine::dirty::Bitmap;
-use crate::engine::options::{DiskOptions, NetOptions, ResourceOptions};
-use crate::meta::{Layout, Superblock};
+use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions, ResourceOptions};
+use crate::meta::{DeviceSizes, Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
 pub use crate::wire::kind::Socket;
 use crate::wire::packet::Packet;
@@ -123,6 +123,8 @@ pub struct AttachedDisk {
     pub al_next_transaction: u32,
     /// Largest usable data size.
     pub capacity: Sectors,
+    /// Sizes of the devices when they were opened.
+    pub sizes: DeviceSizes,
     /// Capabilities of the data device.
     pub geometry: Geometry,
     /// Data and metadata share one device (a metadata flush covers both).
@@ -183,6 +185,8 @@ pub enum Command {
         /// Clear the bitmap (skips the first sync).
         clear_bitmap: bool,
     },
+    /// Take over another size: the devices have grown, or the administrator wants less than there is.
+    Resize(ResizeOptions),
     /// Pause resync.
     PauseSync,
     /// Resume resync.
@@ -255,6 +259,13 @@ pub enum Event {
         op: OpId,
         /// How.
         result: DiskResult,
+    },
+    /// The sizes of an attached volume's devices, looked at again: before [`Command::Resize`] and before every `P_SIZES`.
+    DiskSize {
+        /// Which volume.
+        volume: VolumeNr,
+        /// The sizes.
+        sizes: DeviceSizes,
     },
     /// The driver has closed the devices of a volume after [`Action::CloseDisk`](super::action::Action::CloseDisk).
     DiskClosed {

@@ -199,6 +199,10 @@ faults! {
             "The target calls itself UpToDate while the last blocks are on their way.";
         OldResyncReadsSent, "old-resync-reads-sent",
             "What the source still read for a resync that is over is sent into the next one.";
+        NewBitsForgotten, "new-bits-forgotten",
+            "A node that has grown does not mark the new part.";
+        OldPlaceGivenUpEarly, "old-place-given-up-early",
+            "The old superblock of metadata that move is wiped before the new one is written (S23).";
         SourceDoneEarly, "source-done-early",
             "The source clears bits when it answers, and finishes without the target's word.";
     }

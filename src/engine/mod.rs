@@ -56,6 +56,7 @@ mod ranges;
 mod read;
 mod received_epochs;
 mod request;
+mod resize;
 mod resync;
 mod resync_target;
 pub(crate) mod rng;
@@ -167,6 +168,7 @@ impl Engine {
             Event::Opened { volume } => self.on_opened(volume, true),
             Event::Closed { volume } => self.on_opened(volume, false),
             Event::Disk { op, result } => self.on_disk(op, result),
+            Event::DiskSize { volume, sizes } => self.on_disk_size(volume, sizes),
             Event::DiskClosed { volume } => self.on_disk_closed(volume),
             Event::Link(event) => self.on_link(event),
             Event::Packet { link, socket, volume, packet } => {

@@ -10,6 +10,21 @@ use crate::units::Sectors;
 use crate::wire::digest::AlgName;
 use crate::wire::params::{AfterSb, ReplProtocol};
 
+/// What `resize` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResizeOptions {
+    /// Wanted size; 0: the largest that both nodes have room for.
+    pub size: Sectors,
+    /// The new part needs no resync: it is the same on both nodes, or nobody cares.
+    pub assume_clean: bool,
+    /// Grow without a connection as well.
+    pub assume_peer_has_space: bool,
+    /// Another number of stripes of the activity log's ring.
+    pub al_stripes: Option<u32>,
+    /// Another size of a stripe, in KiB.
+    pub al_stripe_kib: Option<u32>,
+}
+
 /// Settings of the connection (`net`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetOptions {

@@ -101,6 +101,7 @@ impl Engine {
         vol.peer.disk_size = p.d_size;
         vol.peer.max_bio_bytes = p.max_bio_size;
         let state = vol.state;
+        let old_size = vol.size;
         let local = vol
             .disk
             .as_ref()
@@ -155,9 +156,12 @@ impl Engine {
                 self.set_size(v, size, true);
             }
         }
-        let differs = self.volumes.get(&v).is_some_and(|vol| vol.size != p.c_size);
-        if state.conn > ConnState::WfReportParams && differs {
-            self.send_sizes(v, false);
+        let size = self.size_of(v);
+        if state.conn > ConnState::WfReportParams {
+            if size != p.c_size {
+                self.send_sizes_with(v, false, p.dds_flags);
+            }
+            self.follow_resize(v, size > old_size && old_size.0 > 0, p.dds_flags);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::engine::options::DiskOptions;
 use crate::engine::ranges::RangeMap;
 use crate::engine::resync::Resync;
 use crate::engine::state::VolumeState;
-use crate::meta::{Layout, Superblock};
+use crate::meta::{DeviceSizes, Layout, MdFlags, Superblock};
 use crate::units::{GenId, Sectors, SeqNr, VolumeNr};
 use crate::wire::state::DiskState;
 
@@ -25,9 +25,9 @@ pub(crate) struct LocalDisk {
     /// The superblock as it is to be; written by the metadata queue.
     pub sb: Superblock,
     /// Flags as last written, to know what a write changes.
-    pub sb_written_flags: crate::meta::MdFlags,
+    pub sb_written_flags: MdFlags,
     /// Flags that are on stable storage.
-    pub sb_durable_flags: crate::meta::MdFlags,
+    pub sb_durable_flags: MdFlags,
     /// Agreed size as last written.
     pub sb_written_size: Sectors,
     /// Where everything is.
@@ -38,6 +38,10 @@ pub(crate) struct LocalDisk {
     pub al: ActivityLog,
     /// Largest usable data size.
     pub capacity: Sectors,
+    /// Sizes of the devices as last looked at; the layout may be that of smaller ones.
+    pub sizes: DeviceSizes,
+    /// Bitmap and activity log are not all at their place yet: the superblock says that every block counts as out of sync.
+    pub moving: bool,
     /// What the device can do.
     pub geometry: Geometry,
     /// Data and metadata share a device.
@@ -54,13 +58,19 @@ pub(crate) struct LocalDisk {
 
 impl LocalDisk {
     /// Whether the superblock on the medium may have this flag: a write of it that failed may have happened or not.
-    pub(crate) const fn may_say(&self, flag: crate::meta::MdFlags) -> bool {
+    pub(crate) const fn may_say(&self, flag: MdFlags) -> bool {
         self.sb_written_flags.contains(flag) || self.sb_durable_flags.contains(flag)
     }
 
     /// Whether the superblock on the medium has this flag, whatever became of a write that failed.
-    pub(crate) const fn surely_says(&self, flag: crate::meta::MdFlags) -> bool {
+    pub(crate) const fn surely_says(&self, flag: MdFlags) -> bool {
         self.sb_written_flags.contains(flag) && self.sb_durable_flags.contains(flag)
+    }
+
+    /// What a superblock that is written now says.
+    pub(crate) fn flags_to_say(&self) -> MdFlags {
+        let flags = self.sb.flags;
+        if self.moving { flags.with(MdFlags::FULL_SYNC).with(MdFlags::AL_DISABLED) } else { flags }
     }
 
     /// Whether something was written that no finished flush of the data device covers.
@@ -221,6 +231,8 @@ pub(crate) struct Volume {
     pub early_sync_uuid: Option<GenId>,
     /// The lazy bitmap timer runs.
     pub lazy_timer: bool,
+    /// Growing and shrinking.
+    pub resize: crate::engine::resize::Resizing,
     /// A promotion whose superblock is not durable yet: no request is admitted.
     pub promoting: Option<crate::engine::event::CommandId>,
 }
@@ -294,6 +306,7 @@ impl Volume {
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,
+            resize: crate::engine::resize::Resizing::default(),
             promoting: None,
         }
     }

@@ -30,6 +30,8 @@ use crate::node::helper::HelperSettings;
 pub struct Settings {
     /// Path of the NBD socket, for the URIs in status.
     pub nbd_socket: PathBuf,
+    /// For what outlives the daemon.
+    pub state_dir: PathBuf,
     /// Which ring the disks use.
     pub ring: RingChoice,
     /// How helper programs are run.

@@ -90,6 +90,7 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
     let daemon = Daemon::new(Settings {
         nbd_socket: nbd_socket.clone(),
+        state_dir: absolute(&options.state_dir),
         ring: options.ring,
         helpers: HelperSettings {
             timeout: options.handler_timeout,

@@ -26,6 +26,7 @@ pub use self::link_sink::LinkSink;
 use self::sessions::OpenSession;
 use super::buffers::Payloads;
 use super::client::{Split, Waiter, complete};
+use super::last_known::LastKnownFile;
 use super::timers::Timers;
 use super::trace::Trace;
 use super::view::View;
@@ -78,6 +79,7 @@ pub struct Core {
     link: RefCell<Option<Rc<ResourceLink>>>,
     link_nr: Cell<LinkNr>,
     devices: RefCell<BTreeMap<VolumeNr, Devices>>,
+    last_known: RefCell<BTreeMap<VolumeNr, LastKnownFile>>,
     clients: RefCell<Slab<Waiter>>,
     /// Requests that were cut up.
     pub splits: RefCell<Slab<Split>>,
@@ -143,6 +145,7 @@ impl Core {
             link: RefCell::default(),
             link_nr: Cell::default(),
             devices: RefCell::default(),
+            last_known: RefCell::default(),
             clients: RefCell::default(),
             splits: RefCell::default(),
             commands: RefCell::default(),
@@ -349,6 +352,13 @@ impl Core {
                 self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
             }
+            Notice::MetaMoved { volume, device } => {
+                if let Some(known) = self.last_known.borrow().get(volume).cloned() {
+                    let bytes = device.bytes();
+                    // Not awaited: until it is written the metadata are found without it.
+                    drop(tokio::task::spawn_blocking(move || known.write(bytes)));
+                }
+            }
             Notice::Log { level, volume, text, fact: _ } => {
                 let volume = volume.map(|v| v.0);
                 match level {
@@ -373,7 +383,7 @@ impl Core {
     // --- disks and link ---
 
     /// Devices for an attach that is about to be asked of the engine; false when the volume has some.
-    pub fn install_devices(&self, volume: VolumeNr, devices: Devices) -> bool {
+    pub fn install_devices(&self, volume: VolumeNr, devices: Devices, known: Option<LastKnownFile>) -> bool {
         let mut all = self.devices.borrow_mut();
         if all.contains_key(&volume) {
             return false;
@@ -381,7 +391,21 @@ impl Core {
         let discard = devices.data.geometry().discard.is_some();
         all.insert(volume, devices);
         self.view.update(volume, |view| view.discard = discard);
+        match known {
+            Some(known) => self.last_known.borrow_mut().insert(volume, known),
+            None => self.last_known.borrow_mut().remove(&volume),
+        };
         true
+    }
+
+    /// Looks at the sizes of a volume's devices again and tells the engine.
+    pub fn look_at_sizes(&self, volume: VolumeNr) {
+        let sizes = self.devices.borrow().get(&volume).map(Devices::sizes_now);
+        match sizes {
+            Some(Ok(sizes)) => self.event(Event::DiskSize { volume, sizes }),
+            Some(Err(error)) => tracing::error!(resource = self.name, %volume, "{error}"),
+            None => {}
+        }
     }
 
     /// Whether the volume has open devices.

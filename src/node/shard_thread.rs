@@ -23,7 +23,7 @@ use crate::control::ErrorReply;
 use crate::disk::{Pool, Ring, RingChoice, RingOptions};
 use crate::engine::event::{Command, Event, HandlerRun};
 use crate::engine::handler::Handler;
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions};
 use crate::engine::status::ResourceStatus;
 use crate::frontend::nbd::session;
 use crate::frontend::nbd::stream::Connection;
@@ -84,6 +84,11 @@ enum Message {
     },
     Attach {
         spec: Box<AttachSpec>,
+        answer: Answer,
+    },
+    Resize {
+        volume: VolumeNr,
+        options: ResizeOptions,
         answer: Answer,
     },
     Connect {
@@ -210,6 +215,14 @@ impl Shard {
     /// What is wrong with the devices, or the engine's refusal.
     pub async fn attach(&self, spec: AttachSpec) -> Result<(), ErrorReply> {
         self.ask(|answer| Message::Attach { spec: Box::new(spec), answer }).await
+    }
+
+    /// Takes over the sizes that the devices have now.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn resize(&self, volume: VolumeNr, options: ResizeOptions) -> Result<(), ErrorReply> {
+        self.ask(|answer| Message::Resize { volume, options, answer }).await
     }
 
     /// Configures the connection and starts connecting.
@@ -418,6 +431,13 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
                 let core = Rc::clone(&core);
                 reply(answer, async move { attach(&core, *spec).await });
             }
+            Message::Resize { volume, options, answer } => {
+                let core = Rc::clone(&core);
+                reply(answer, async move {
+                    core.look_at_sizes(volume);
+                    core.command(volume, Command::Resize(options)).await
+                });
+            }
             Message::Connect { link, options, answer } => {
                 let core = Rc::clone(&core);
                 reply(answer, async move { connect(&core, *link, options).await });
@@ -490,12 +510,12 @@ async fn attach(core: &Rc<Core>, spec: AttachSpec) -> Result<(), ErrorReply> {
     }
     let (options, owner) = (spec.options.clone(), spec.owner.clone());
     let opened = tokio::task::spawn_blocking(move || open(&spec)).await;
-    let Opened { devices, disk, recovery } =
+    let Opened { devices, disk, recovery, last_known } =
         opened.map_err(|_| ErrorReply::usage("attaching failed, see the log"))??;
     for line in recovery.lines() {
         tracing::info!(resource = core.name, %volume, "{owner}: {line}");
     }
-    if !core.install_devices(volume, devices) {
+    if !core.install_devices(volume, devices, last_known) {
         return Err(ErrorReply::code(124));
     }
     core.command(volume, Command::Attach(Box::new(disk), options)).await

@@ -38,6 +38,7 @@ impl Trace {
             Event::Closed { volume } => ("Closed", u64::from(volume.0)),
             Event::Disk { op, result: Ok(_) } => ("Disk", op.0),
             Event::Disk { op, result: Err(_) } => ("Disk failed", op.0),
+            Event::DiskSize { sizes, .. } => ("DiskSize", sizes.data.0),
             Event::DiskClosed { volume } => ("DiskClosed", u64::from(volume.0)),
             Event::Link(LinkEvent::Up { nr, .. }) => ("Link up", nr.0),
             Event::Link(LinkEvent::Refused { .. }) => ("Link refused", 0),

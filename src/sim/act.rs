@@ -224,6 +224,11 @@ impl World {
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
                 self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
+                self.size_announced(usize::from(volume.0));
+            }
+            Notice::MetaMoved { volume, device } => {
+                self.trace.note(self.now, node, 25, device.0, || format!("vol {volume} metadata moved"));
+                self.nodes[node].volumes[usize::from(volume.0)].known_bytes = device.bytes();
             }
             Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {

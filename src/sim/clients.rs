@@ -43,6 +43,10 @@ impl World {
             }
         }
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
+        if op != ClientOp::Flush && start + count > self.nodes[node].volumes[volume].size {
+            // The device has not grown yet, and a client sees its end.
+            return;
+        }
         match op {
             ClientOp::Read => {
                 self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)));

@@ -293,6 +293,14 @@ impl Device {
         }
     }
 
+    /// The device has `bytes` more (a multiple of 4096).
+    pub fn grow(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        for image in [&mut self.current, &mut self.durable] {
+            image.0.resize(usize::try_from(self.bytes.div_ceil(PAGE)).unwrap_or(0), None);
+        }
+    }
+
     /// Breaks the device.
     pub const fn break_it(&mut self, defect: Defect) {
         self.defect = Some(defect);

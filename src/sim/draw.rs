@@ -178,6 +178,7 @@ struct Swarm {
     late_crash: u64,
     ambushes: u64,
     pulls: u64,
+    growths: u64,
 }
 
 fn swarm(rng: &mut Rng) -> Swarm {
@@ -197,6 +198,7 @@ fn swarm(rng: &mut Rng) -> Swarm {
         late_crash: often(&[0, 50, 100]),
         ambushes: often(&[0, 6, 12, 20]),
         pulls: often(&[0, 0, 4, 10]),
+        growths: often(&[0, 0, 0, 6]),
     }
 }
 
@@ -320,8 +322,59 @@ impl Draft {
         for at in self.moments(swarm.pulls, end) {
             self.pull(params, at);
         }
+        for at in self.moments(swarm.growths, end).into_iter().take(1) {
+            self.growth(params, at);
+        }
         for at in self.moments(swarm.switch_overs, end) {
             self.add(at, Happening::SwitchOver);
+        }
+    }
+
+    /// The devices of a volume grow, the operator says so, and clients use the new part. One of them may come late, or not.
+    fn growth(&mut self, params: &Params, at: u64) {
+        let (node, volume) = self.where_to(params);
+        let old: u64 = params.volumes[volume].iter().max().copied().unwrap_or(0);
+        // Less than the metadata have, or much more.
+        let kib = self.rng.pick(&[4, 36, 40, 1024, 6 * 1024, 6 * 1024]);
+        let mut ready = at;
+        for which in [node, 1 - node] {
+            let when = at + self.rng.below(20 * MS);
+            let late = which != node && self.rng.percent(20);
+            let when = if late { when + self.rng.around(SECOND) } else { when };
+            self.add(when, Happening::Grow { node: which, volume, kib });
+            ready = ready.max(if late { ready } else { when });
+        }
+        for _ in 0..self.rng.pick(&[1, 1, 2]) {
+            let when = ready + self.rng.around(20 * MS);
+            let node = usize::from(self.rng.coin());
+            self.add(when, Happening::Order { node, volume, order: Order::Resize });
+            if self.rng.percent(50) {
+                // In the middle of the move, on either side of it.
+                let node = if self.rng.percent(70) { node } else { 1 - node };
+                let after = u32::try_from(self.rng.within(1, 25)).unwrap_or(1);
+                let power = self.rng.coin();
+                self.add(when + 1, Happening::Crash { node, power, after });
+                let again = when + self.rng.around(SECOND);
+                self.add(again, Happening::Restart { node, fuse: None, connect_first: false });
+            }
+        }
+        if kib < 2 * 1024 {
+            return;
+        }
+        // The metadata of before are not data that anybody wrote.
+        let (first, last) = (old / 512, (old + (kib << 10) - MIB) / 512 - 64);
+        for _ in 0..self.rng.within(2, 12) {
+            let when = ready + self.rng.around(300 * MS);
+            let start = first + self.rng.below(last - first);
+            let op = self.rng.pick(&[
+                ClientOp::Write { fua: false },
+                ClientOp::Write { fua: false },
+                ClientOp::Write { fua: true },
+                ClientOp::Read,
+                ClientOp::Flush,
+            ]);
+            let count = self.rng.within(1, 40);
+            self.add(when, Happening::Client { op, volume, start, count, node });
         }
     }
 
@@ -395,6 +448,7 @@ impl Draft {
             34 => Order::Rate(u32::try_from(self.rng.pick(&[0, 1, 20])).unwrap_or(0)),
             35 | 36 => Order::Net(u32::try_from(self.rng.within(32, 200)).unwrap_or(32)),
             37 => Order::NewUuid,
+            38 if self.rng.percent(30) => Order::Resize,
             _ => Order::Recycle,
         }
     }

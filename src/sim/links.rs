@@ -201,6 +201,7 @@ impl World {
                     self.trace.note(self.now, to, 12, packet.payload().map_or(0, |p| p.len() as u64), || {
                         format!("gets {socket:?} vol {volume} {}", brief(&packet))
                     });
+                    self.look_if_sizes(to, volume, &packet);
                     self.event(to, Event::Packet { link: nr, socket, volume, packet });
                 }
                 Ok(None) => return,
@@ -256,6 +257,7 @@ impl World {
                 self.trace.note(self.now, node, 15, 0, || {
                     format!("gets late, of link {link}, {socket:?} vol {volume} {}", brief(&packet))
                 });
+                self.look_if_sizes(node, volume, &packet);
                 self.event(node, Event::Packet { link: nr, socket, volume, packet });
             }
         }

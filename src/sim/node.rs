@@ -14,7 +14,7 @@ use crate::engine::event::{CommandId, Event, Geometry, LinkNr, OpId, Timer};
 use crate::engine::load::DiskFacts;
 use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, MetaIo, MetaKind, Place};
+use crate::meta::{AlStripes, DeviceSizes, MetaIo, MetaKind, Place};
 use crate::units::{Sectors, Timestamp, VolumeNr};
 use crate::wire::kind::Kind;
 use crate::wire::state::ConnState;
@@ -57,6 +57,8 @@ pub struct SimVolume {
     pub data: Device,
     /// The metadata device, where it is another.
     pub meta: Option<Device>,
+    /// Size of the metadata device that is remembered for internal metadata.
+    pub known_bytes: u64,
     /// The driver has the devices open.
     pub open: bool,
     /// Operations in flight: device operation, whether on the metadata device.
@@ -111,6 +113,13 @@ impl SimVolume {
             Some(_) => Place { kind: MetaKind::FlexExternal, data: Some(Sectors::from_bytes_floor(self.data.len())) },
             None => Place::INTERNAL,
         }
+    }
+
+    /// Sizes of the devices.
+    #[must_use]
+    pub fn sizes(&self) -> DeviceSizes {
+        let data = Sectors::from_bytes_floor(self.data.len());
+        DeviceSizes { data, meta: self.meta.as_ref().map_or(data, |meta| Sectors::from_bytes_floor(meta.len())) }
     }
 
     /// What the devices cannot say about themselves.
@@ -217,6 +226,7 @@ impl Node {
                 SimVolume {
                     data: Device::new(*bytes, Rng::new(rng.next_u64())),
                     meta,
+                    known_bytes: *bytes,
                     open: false,
                     ops: BTreeMap::new(),
                     failing: Failing::default(),

@@ -7,9 +7,12 @@ use super::world::{A, B, Checker, World};
 use crate::engine::Engine;
 use crate::engine::action::CommandError;
 use crate::engine::event::{Command, CommandId, Event};
-use crate::engine::load::{LoadError, load};
-use crate::engine::options::NetOptions;
+use crate::engine::load::{LoadError, load_moved};
+use crate::engine::options::{NetOptions, ResizeOptions};
 use crate::meta::MetaError;
+use crate::meta::relocate::LastKnown;
+use crate::units::VolumeNr;
+use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -95,10 +98,12 @@ impl World {
             return true;
         }
         let (place, facts) = (vol.place(), vol.facts(&it.params));
+        let known = LastKnown { size_bytes: vol.known_bytes, device: None, device_uuid: None };
         let mut io = DeviceIo { device: vol.meta_device(), fuse };
-        match load(&mut io, place, facts) {
+        match load_moved(&mut io, place, facts, Some(&known)) {
             Ok(loaded) => {
                 vol.open = true;
+                vol.known_bytes = vol.meta_device().len();
                 let opts = it.params.disk.clone();
                 self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
                 true
@@ -183,6 +188,7 @@ impl World {
             Order::Net(_) => "net-options",
             Order::TwoPrimaries(_) => "net-options allow-two-primaries",
             Order::NewUuid => "new-current-uuid",
+            Order::Resize => "resize",
             Order::Recycle => "new-minor",
         };
         self.coverage.count(Group::Command, &format!("{name}: {outcome}"));
@@ -278,6 +284,10 @@ impl World {
                 let net = NetOptions { two_primaries, ..self.nodes[node].params.net.clone() };
                 Command::NetOptions(Box::new(net))
             }
+            Order::Resize => {
+                self.look_at_sizes(node, volume);
+                Command::Resize(ResizeOptions::default())
+            }
             Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },
             Order::Recycle => {
                 // Everything is taken down in order, as far as it can be; the manager brings it up again.
@@ -294,6 +304,32 @@ impl World {
             }
         };
         self.command(node, volume, order, command);
+    }
+
+    /// A device has more room from now on.
+    pub(super) fn grow(&mut self, node: usize, volume: usize, kib: u64) {
+        let Some(vol) = self.nodes[node].volumes.get_mut(volume) else { return };
+        // Twice within one move, and nobody remembers where the metadata are.
+        let known = vol.meta.is_some() || vol.known_bytes == vol.data.len();
+        if known {
+            vol.data.grow(kib << 10);
+            self.grown[volume] = true;
+            self.fault("device grows");
+        }
+    }
+
+    /// As the driver does before it hands over the peer's sizes.
+    pub(super) fn look_if_sizes(&mut self, node: usize, volume: VolumeNr, packet: &Packet) {
+        if matches!(packet, Packet::Sizes(_)) {
+            self.look_at_sizes(node, usize::from(volume.0));
+        }
+    }
+
+    /// The driver looks at the sizes of a volume's devices.
+    pub(super) fn look_at_sizes(&mut self, node: usize, volume: usize) {
+        let Some(vol) = self.nodes[node].volumes.get(volume).filter(|vol| vol.open) else { return };
+        let sizes = vol.sizes();
+        self.event(node, Event::DiskSize { volume: nr(volume), sizes });
     }
 
     fn close_clients(&mut self, node: usize, volume: usize) {

@@ -182,6 +182,8 @@ pub enum Order {
     TwoPrimaries(bool),
     /// new-current-uuid.
     NewUuid,
+    /// resize.
+    Resize,
     /// down, then up.
     Recycle,
 }
@@ -283,6 +285,15 @@ pub enum Happening {
         kind: DiskFault,
         /// How many.
         count: u32,
+    },
+    /// A volume's device grows; nobody is told.
+    Grow {
+        /// Which node.
+        node: usize,
+        /// Index of the volume.
+        volume: usize,
+        /// By how much.
+        kib: u64,
     },
     /// A node's disks answer nothing for so many milliseconds.
     DiskStall {

@@ -215,6 +215,10 @@ pub struct World {
     pub(super) next_id: u64,
     /// Pages of the data areas that differ between the nodes, by volume.
     pub(super) differs: Vec<BTreeSet<u64>>,
+    /// A device of the volume has grown.
+    pub(super) grown: Vec<bool>,
+    /// Bytes of a volume that has grown which both nodes had as data at some time.
+    pub(super) compared: Vec<u64>,
     /// Pages whose contents or promises changed since they were last compared with the promises, by node and volume.
     pub(super) unchecked: [Vec<BTreeSet<u64>>; 2],
     /// Volumes of which everything is to be compared.
@@ -262,7 +266,15 @@ impl World {
         let mut disks = Rng::stream(seed, 3);
         let sizes = |n: usize| params.volumes.iter().map(|size| size[n]).collect::<Vec<_>>();
         let nodes = [0, 1].map(|n| Node::new(params.nodes[n].clone(), &sizes(n), &mut disks));
-        let sectors: Vec<u64> = params.volumes.iter().map(|[a, b]| (*a.max(b)).div_ceil(512)).collect();
+        let grows = |volume: usize| -> u64 {
+            let kib = plan.steps.iter().map(|step| match step.what {
+                Happening::Grow { volume: which, kib, .. } if which == volume => kib,
+                _ => 0,
+            });
+            kib.sum::<u64>() << 10
+        };
+        let sectors = params.volumes.iter().enumerate();
+        let sectors: Vec<u64> = sectors.map(|(v, [a, b])| ((*a.max(b)) + grows(v)).div_ceil(512)).collect();
         let count = params.volumes.len();
         let mut world = Self {
             params,
@@ -281,6 +293,8 @@ impl World {
             pending: BTreeMap::new(),
             next_id: 0,
             differs: vec![BTreeSet::new(); count],
+            grown: vec![false; count],
+            compared: vec![0; count],
             unchecked: [vec![BTreeSet::new(); count], vec![BTreeSet::new(); count]],
             unchecked_all: vec![false; count],
             resync_since: vec![0; count],
@@ -552,7 +566,20 @@ impl World {
     /// Bytes of a volume that both nodes use for data.
     pub(super) fn data_bytes(&self, volume: usize) -> u64 {
         // Internal metadata of devices of these sizes take less than the last MiB, of which clients use nothing.
-        self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20)
+        let first = self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20);
+        first.max(self.compared[volume])
+    }
+
+    /// A node has announced a size: what both have is data from now on.
+    pub(super) fn size_announced(&mut self, volume: usize) {
+        let bytes = self.nodes.iter().map(|n| n.volumes[volume].size * 512).min().unwrap_or(0);
+        let old = self.data_bytes(volume);
+        if self.grown[volume] && bytes > old {
+            self.compared[volume] = bytes / PAGE * PAGE;
+            for page in old / PAGE..bytes / PAGE {
+                self.compare_page(volume, page);
+            }
+        }
     }
 
     /// Whether a node is up and Primary.
@@ -606,6 +633,7 @@ impl World {
             }
             Happening::Restart { node, fuse, connect_first } => self.restart(node, fuse, connect_first),
             Happening::DiskFault { node, volume, kind, count } => self.disk_fault(node, volume, kind, count),
+            Happening::Grow { node, volume, kib } => self.grow(node, volume, kib),
             Happening::DiskStall { node, ms } => {
                 self.fault("disk stall");
                 self.nodes[node].stalled_until = self.now + ms * 1_000_000;

@@ -3,6 +3,7 @@
 mod bring_up;
 mod config;
 mod options;
+mod resize;
 mod scripts;
 mod show;
 mod simple;
@@ -114,6 +115,26 @@ pub const TABLE: &[Row] = &[
         "Start a new data generation",
     ),
     row(
+        "resize",
+        Volume,
+        &[
+            Opt::Value("size", None, "SIZE", "So large, instead of as large as both nodes' disks allow"),
+            Opt::Flag("assume-peer-has-space", None, &[], "Grow without a connection as well"),
+            Opt::Flag("assume-clean", None, &[], "The new part needs no resync"),
+            Opt::Value("al-stripes", Some('s'), "N", "Stripes of the activity log"),
+            Opt::Value("al-stripe-size-kB", Some('z'), "KIB", "Size of a stripe of the activity log"),
+        ],
+        resize::run,
+        "Take over the size that the disks have now",
+    ),
+    row(
+        "check-resize",
+        Volume,
+        &[],
+        resize::check,
+        "Find the metadata of a disk that has grown, and move them to its end",
+    ),
+    row(
         "status",
         Resource,
         &[
@@ -201,8 +222,6 @@ pub const TABLE: &[Row] = &[
     hidden(row("adjust", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("adjust-with-progress", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("verify", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("resize", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("check-resize", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("suspend-io", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("resume-io", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("set-gi", Volume, &[], config::unavailable, "Not available in this version")),

@@ -11,7 +11,9 @@ use crate::control::proto::{Event, Version};
 use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
 use crate::engine::event::Command;
+use crate::engine::options::ResizeOptions;
 use crate::engine::status::ResourceStatus;
+use crate::node::last_known::LastKnownFile;
 use crate::node::options::{engine_disk, engine_net, engine_resource, link_config};
 use crate::node::{AttachSpec, MetaPlace, Shard, ShardEnd, ShardOptions};
 use crate::units::{Minor, VolumeNr};
@@ -40,6 +42,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Invalidate { .. } => "invalidate",
         Request::InvalidateRemote { .. } => "invalidate-remote",
         Request::NewCurrentUuid { .. } => "new-current-uuid",
+        Request::Resize { .. } => "resize",
         Request::PauseSync { .. } => "pause-sync",
         Request::ResumeSync { .. } => "resume-sync",
         Request::DiskOptions { .. } => "disk-options",
@@ -58,7 +61,7 @@ impl Daemon {
     /// Carries a request out.
     pub async fn carry_out(self: &Arc<Self>, request: Request) -> Reply {
         let command = |resource: String, volume: VolumeNr, command: Command| async move {
-            self.registry.shard(&resource)?.command(volume, command).await
+            self.shard_of(&resource, volume)?.command(volume, command).await
         };
         match request {
             Request::NewResource { resource, options, handlers } => {
@@ -89,6 +92,18 @@ impl Daemon {
             }
             Request::NewCurrentUuid { resource, volume, clear_bitmap } => {
                 command(resource, volume, Command::NewCurrentUuid { clear_bitmap }).await.into()
+            }
+            Request::Resize {
+                resource,
+                volume,
+                size,
+                assume_clean,
+                assume_peer_has_space,
+                al_stripes,
+                al_stripe_size_kib: al_stripe_kib,
+            } => {
+                let options = ResizeOptions { size, assume_clean, assume_peer_has_space, al_stripes, al_stripe_kib };
+                self.resize(&resource, volume, options).await.into()
             }
             Request::PauseSync { resource, volume } => command(resource, volume, Command::PauseSync).await.into(),
             Request::ResumeSync { resource, volume } => command(resource, volume, Command::ResumeSync).await.into(),
@@ -220,7 +235,7 @@ impl Daemon {
 
     async fn del_volume(&self, resource: &str, volume: VolumeNr) -> Done {
         let _changing = self.changing.lock().await;
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         shard.del_volume(volume).await?;
         self.registry.with(resource, |entry| {
             entry.volumes.remove(&volume);
@@ -289,6 +304,10 @@ impl Daemon {
             meta,
             options: engine_disk(&options),
             owner: format!("{resource}/{volume}"),
+            last_known: self.registry.with(resource, |entry| {
+                let minor = entry.volumes.get(&volume).map(|volume| volume.minor);
+                Ok(minor.map(|minor| LastKnownFile::of(&self.settings.state_dir, minor)))
+            })?,
         };
         shard.attach(spec).await?;
         self.remember_disk(resource, volume, options)
@@ -304,10 +323,15 @@ impl Daemon {
     }
 
     fn shard_of(&self, resource: &str, volume: VolumeNr) -> Result<Shard, ErrorReply> {
-        self.registry.with(resource, |entry| match entry.volumes.get(&volume) {
-            Some(_) => Ok(entry.shard.clone()),
-            None => Err(ErrorReply::code(127).detail("unknown minor")),
-        })
+        // drbdsetup names a volume by its minor: without one the resource does not matter.
+        let registry = self.registry.lock();
+        let entry = registry.get(resource).filter(|entry| entry.volumes.contains_key(&volume));
+        entry.map(|entry| entry.shard.clone()).ok_or_else(|| ErrorReply::code(127).detail("unknown minor"))
+    }
+
+    fn shard_with_connection(&self, resource: &str) -> Result<Shard, ErrorReply> {
+        // As it names a connection by its addresses.
+        self.registry.shard(resource).map_err(|_| ErrorReply::code(162).detail("unknown connection"))
     }
 
     async fn disk_options(&self, resource: &str, volume: VolumeNr, set: DiskOptions, set_defaults: bool) -> Done {
@@ -320,6 +344,16 @@ impl Daemon {
         })?;
         shard.command(volume, Command::DiskOptions(engine_disk(&options))).await?;
         self.remember_disk(resource, volume, options)
+    }
+
+    async fn resize(&self, resource: &str, volume: VolumeNr, options: ResizeOptions) -> Done {
+        self.shard_of(resource, volume)?.resize(volume, options).await?;
+        self.registry.with(resource, |entry| {
+            if let Some(volume) = entry.volumes.get_mut(&volume) {
+                volume.options.size = (options.size.0 > 0).then_some(options.size);
+            }
+            Ok(())
+        })
     }
 
     // --- connection ---
@@ -350,7 +384,7 @@ impl Daemon {
     }
 
     pub(super) async fn disconnect(&self, resource: &str, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_with_connection(resource)?;
         shard.command(VolumeNr(0), Command::Disconnect { force }).await?;
         self.registry.with(resource, |entry| {
             entry.net = None;
@@ -359,6 +393,7 @@ impl Daemon {
     }
 
     async fn net_options(&self, resource: &str, set: &NetOptions, set_defaults: bool) -> Done {
+        self.shard_with_connection(resource)?;
         let (shard, net) = self.registry.with(resource, |entry| match &entry.net {
             None => Err(ErrorReply::code(162).detail("unknown connection")),
             Some(net) => {
@@ -385,7 +420,7 @@ impl Daemon {
     // --- roles ---
 
     pub(super) async fn secondary(&self, resource: &str, volume: VolumeNr, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         let mut tries = if force { FORCED_TRIES } else { 1 };
         loop {
             if force {

@@ -126,6 +126,7 @@ impl Machine {
     pub fn attach(&self, rt: &Runtime) -> Result<(), ErrorReply> {
         let meta = self.meta.clone().map_or(MetaPlace::Internal, MetaPlace::Flexible);
         let spec = AttachSpec {
+            last_known: None,
             volume: V,
             backing: self.data.clone(),
             meta,

@@ -19,7 +19,7 @@ use crate::engine::event::{
     ClientRequest, Command, CommandId, DiskFailure, Event, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
 };
 use crate::engine::fault::Fault;
-use crate::engine::load::{LoadError, load};
+use crate::engine::load::{LoadError, load_moved};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
@@ -514,14 +514,27 @@ impl World {
         assert!(self.run(n, command), "{}: {} failed", self.recording.name, text.get(..60).unwrap_or(&text));
     }
 
+    /// The device of every node has so many KiB more, and the drivers have seen it.
+    pub(super) fn grow(&mut self, kib: u64) {
+        let old = self.recording.meta_bytes;
+        (self.recording.known_bytes, self.recording.meta_bytes) = (Some(old), old + (kib << 10));
+        let meta = Sectors::from_bytes_floor(self.recording.meta_bytes);
+        for n in 0..self.nodes.len() {
+            self.nodes[n].meta.resize(self.recording.meta_bytes);
+            self.event(n, Event::DiskSize { volume: V, sizes: DeviceSizes::one(meta) });
+        }
+    }
+
     /// Reads the disk of a node, after recovering it, and attaches it.
     pub(super) fn attach(&mut self, n: usize, opts: DiskOptions) -> Result<bool, LoadError> {
         let (place, facts) = (self.shape.place(), facts(&self.recording));
         let Some(node) = self.nodes.get_mut(n) else { return Ok(false) };
         let loaded = if n == self.recorded {
-            load(&mut RecordIo { io: &mut node.meta, recording: &mut self.recording }, place, facts)?
+            let known = self.recording.last_known();
+            let mut io = RecordIo { io: &mut node.meta, recording: &mut self.recording };
+            load_moved(&mut io, place, facts, known.as_ref())?
         } else {
-            load(&mut node.meta, place, facts)?
+            load_moved(&mut node.meta, place, facts, self.recording.last_known().as_ref())?
         };
         Ok(self.run(n, Command::Attach(Box::new(loaded.disk), opts)))
     }

@@ -3,6 +3,8 @@
 mod crash;
 mod disk_loss;
 mod metadata;
+mod refusals;
+mod resize;
 mod resync;
 mod sync;
 mod two_primaries;
@@ -40,6 +42,12 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
+    Case { name: "refusals::of_udrbd", run: refusals::of_udrbd },
+    Case { name: "refusals::of_the_kernel", run: refusals::of_the_kernel },
+    Case { name: "refusals::settings_that_differ", run: refusals::settings_that_differ },
+    Case { name: "resize::by_udrbd", run: resize::by_udrbd },
+    Case { name: "resize::by_the_kernel", run: resize::by_the_kernel },
+    Case { name: "resize::the_kernel_takes_a_moved_disk_over", run: resize::the_kernel_takes_a_moved_disk_over },
     Case { name: "crash::udrbd_killed_as_primary_under_load", run: crash::udrbd_killed_as_primary_under_load },
     Case { name: "crash::udrbd_killed_as_secondary_under_load", run: crash::udrbd_killed_as_secondary_under_load },
     Case { name: "crash::kernel_killed_and_udrbd_takes_over", run: crash::kernel_killed_and_udrbd_takes_over },
