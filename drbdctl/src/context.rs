@@ -167,11 +167,16 @@ impl Context {
         match reply {
             Reply::Done => Ok(()),
             Reply::Error(error) => Err(refused(attempt, &error)),
-            Reply::Status(_) | Reply::Version(_) => {
+            Reply::Status(_) | Reply::SplitBrain(_) | Reply::Version(_) => {
                 out::say(&format!("{}: {}: the daemon gave an answer to something else", attempt.label, attempt.word));
                 Err(Exit(20))
             }
         }
+    }
+
+    /// Asks the daemon; gives its answer as it is.
+    pub fn call(&mut self, request: Request) -> Done<Reply> {
+        self.client().and_then(|client| client.call(request)).map_err(|error| unreachable_daemon(&error))
     }
 
     /// As [`Self::request`], where a refusal means that there is nothing to do.

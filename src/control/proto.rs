@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ErrorReply;
 use super::handlers::Handlers;
+use super::split_brain::Explanation;
 use super::status::{Resource, Status};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
 use crate::units::{Minor, Sectors, VolumeNr};
@@ -251,6 +252,14 @@ pub enum Request {
         #[serde(default)]
         resource: Option<String>,
     },
+    /// What is known of the last split brains of a resource; answered by [`Reply::SplitBrain`].
+    SplitBrain {
+        /// Name of the resource.
+        resource: String,
+        /// As many runs of blocks as fit into a reply, not only the first ones.
+        #[serde(default)]
+        all: bool,
+    },
     /// Who answers; works with every version of the protocol.
     Version,
 }
@@ -280,6 +289,7 @@ impl Request {
             | Self::ResourceOptions { resource, .. }
             | Self::DelVolume { resource, .. }
             | Self::DelResource { resource }
+            | Self::SplitBrain { resource, .. }
             | Self::Down { resource, .. } => Some(resource),
             Self::Status { resource } | Self::Watch { resource } => resource.as_deref(),
             Self::Version => None,
@@ -311,7 +321,7 @@ impl Request {
     /// Whether it only looks.
     #[must_use]
     pub const fn is_query(&self) -> bool {
-        matches!(self, Self::Status { .. } | Self::Watch { .. } | Self::Version)
+        matches!(self, Self::Status { .. } | Self::Watch { .. } | Self::SplitBrain { .. } | Self::Version)
     }
 }
 
@@ -325,6 +335,8 @@ pub enum Reply {
     Error(ErrorReply),
     /// What there is to see.
     Status(Status),
+    /// What is known of split brains.
+    SplitBrain(Box<Explanation>),
     /// Who answers.
     Version(Version),
 }
@@ -351,6 +363,9 @@ pub struct Version {
     /// Kinds of block devices that this build can make: `ublk`, `kernel-nbd`, `nbd`.
     #[serde(default)]
     pub frontends: Vec<String>,
+    /// Directory of what survives a restart.
+    #[serde(default)]
+    pub state_dir: Option<String>,
 }
 
 impl Version {
@@ -361,6 +376,7 @@ impl Version {
             daemon: concat!("udrbd ", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol: PROTOCOL_VERSION,
             frontends: frontends.iter().map(|&f| f.to_owned()).collect(),
+            state_dir: None,
         }
     }
 }

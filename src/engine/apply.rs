@@ -121,13 +121,24 @@ impl Engine {
         {
             vol.early_sync_uuid = None;
         }
+        let untold = self.faulty(Fault::BitsBelievedUntold);
         if let Some(vol) = self.volumes.get_mut(&v) {
             let exchanged = matches!(new.conn, ConnState::SyncTarget | ConnState::PausedSyncT);
             if new.disk == DiskState::UpToDate || exchanged {
                 vol.bits_known = true;
             } else if new.disk < DiskState::Inconsistent || new.conn == ConnState::WfBitMapT {
                 vol.bits_known = false;
+            } else if new.disk == DiskState::Inconsistent
+                && new.peer == Role::Primary
+                && new.conn == ConnState::Connected
+                && !untold
+            {
+                // Its writes stay over there, and nobody tells this node which.
+                vol.bits_known = false;
             }
+        }
+        if new.disk == DiskState::UpToDate && old.disk != DiskState::UpToDate {
+            self.undo_end(v);
         }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
@@ -365,6 +376,7 @@ impl Engine {
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
+        self.out.push(Action::Notice(Notice::Generation { volume: v, current: ids.current }));
         self.md_superblock(v, Some(MdDone::Gate));
     }
 

@@ -75,7 +75,9 @@ impl Engine {
     pub(crate) fn pump_bitmap(&mut self) {
         if self.bitmap_tx.is_none() {
             let due = |vol: &&super::volume::Volume| {
-                vol.send_bitmap && vol.bitmap_after.is_none_or(|nr| self.epochs.is_retired(nr))
+                vol.send_bitmap
+                    && !Self::undo_not_ready(vol)
+                    && vol.bitmap_after.is_none_or(|nr| self.epochs.is_retired(nr))
             };
             let Some(v) = self.volumes.values().find(due).map(|vol| vol.nr) else { return };
             if self.conn.link.is_none() || self.data_held() {

@@ -12,6 +12,7 @@ use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
+use crate::engine::refused::Refused;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
@@ -104,6 +105,8 @@ pub(crate) struct Connection {
     /// Packets of the data socket that wait for acknowledgements on the meta socket, and how long they may.
     pub(crate) stalled: VecDeque<(VolumeNr, Packet)>,
     pub(crate) stalled_until: Timestamp,
+    /// Why there is no connection, if the last attempt said so.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Connection {
@@ -141,6 +144,7 @@ impl Connection {
             barrier_timer: false,
             stalled: VecDeque::new(),
             stalled_until: Timestamp(0),
+            refused: None,
         }
     }
 
@@ -250,6 +254,7 @@ impl Engine {
             }
             LinkEvent::Refused { reason } => {
                 self.log(Level::Error, None, format!("{reason}; discarding network configuration"));
+                self.refuse(Refused::Link { reason });
                 self.drop_link(ConnState::Disconnecting);
             }
             LinkEvent::Lost { nr, socket, protocol_error, fatal, reason } => {
@@ -381,6 +386,7 @@ impl Engine {
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
             self.forget_resync(v);
+            self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;

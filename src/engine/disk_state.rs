@@ -89,6 +89,7 @@ impl Engine {
             geometry,
             shared_device,
             path,
+            undo,
         } = new;
         let md = superblock.flags;
         let agreed = superblock.effective_size;
@@ -190,6 +191,9 @@ impl Engine {
         vol.target_unknown = vol.disk.as_ref().is_some_and(|disk| disk.ids().resync_begun());
         let grew = vol.size != size;
         vol.size = size;
+        if let Some(saved) = undo {
+            self.undo_resume(v, &saved, md.contains(MdFlags::CONSISTENT));
+        }
         self.log(
             Level::Info,
             Some(v),
@@ -272,6 +276,7 @@ impl Engine {
             DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
+                self.undo_detached(v);
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
                 for key in keys {
                     if let Some(request) = self.requests.get_mut(key)

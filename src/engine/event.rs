@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use crate::engine::dirty::Bitmap;
 use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions, ResourceOptions};
+use crate::engine::undo::UndoAnswer;
 use crate::meta::{DeviceSizes, Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
 pub use crate::wire::kind::Socket;
@@ -131,6 +132,8 @@ pub struct AttachedDisk {
     pub shared_device: bool,
     /// Path of the data device, for messages.
     pub path: String,
+    /// An undo file is being filled: the blocks that are in it.
+    pub undo: Option<Vec<std::ops::Range<u64>>>,
 }
 
 /// What a data device can do.
@@ -300,6 +303,13 @@ pub enum Event {
         run: HandlerRun,
         /// Its exit code, 0..=255; 0 also where no program is configured or it could not be started.
         code: u8,
+    },
+    /// An answer to [`Action::Undo`](super::action::Action::Undo).
+    Undo {
+        /// Which volume.
+        volume: VolumeNr,
+        /// What it says.
+        answer: UndoAnswer,
     },
     /// A timer fired.
     Timer(Timer),

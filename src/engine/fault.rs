@@ -142,6 +142,8 @@ faults! {
             "A write that is to be sent again counts as done.";
         UndecidedEpochAcked, "undecided-epoch-acked",
             "A barrier is acknowledged before a waiting write of its epoch is decided (S13).";
+        BitsBelievedUntold, "bits-believed-untold",
+            "A Primary whose disk is bad reads blocks from it that the other Primary has written alone.";
         OwnWriteOvertakes, "own-write-overtakes",
             "An own write begins over one of the peer that waits.";
         // Volatile caches.
@@ -199,6 +201,13 @@ faults! {
             "The target calls itself UpToDate while the last blocks are on their way.";
         OldResyncReadsSent, "old-resync-reads-sent",
             "What the source still read for a resync that is over is sent into the next one.";
+        // Undo of a resolved split brain.
+        UndoNotAwaited, "undo-not-awaited",
+            "A block of a split brain's victim is overwritten before its old contents are saved.";
+        UndoMirroredUnsaved, "undo-mirrored-unsaved",
+            "What the peer's applications overwrite during the resync of a split brain is not saved.";
+        UndoForgotten, "undo-forgotten",
+            "After a restart the rest of a split brain's resync overwrites without saving.";
         NewBitsForgotten, "new-bits-forgotten",
             "A node that has grown does not mark the new part.";
         OldPlaceGivenUpEarly, "old-place-given-up-early",

@@ -115,6 +115,7 @@ pub fn load(io: &mut dyn MetaIo, place: Place, facts: DiskFacts) -> Result<Loade
         geometry,
         shared_device,
         path,
+        undo: None,
     };
     Ok(Loaded { disk, recovery })
 }

@@ -14,6 +14,7 @@
 pub mod action;
 pub mod al;
 pub mod dirty;
+pub mod divergence;
 pub mod event;
 pub mod fault;
 pub mod fence;
@@ -25,9 +26,11 @@ pub mod lru;
 pub mod options;
 pub mod progress;
 pub mod rate;
+pub mod refused;
 pub mod split_brain;
 pub mod state;
 pub mod status;
+pub mod undo;
 
 mod admin;
 mod admin_connection;
@@ -113,6 +116,7 @@ pub struct Engine {
     admit_due: BTreeSet<VolumeNr>,
     opts: options::ResourceOptions,
     helpers: helpers::Helpers,
+    undo_jobs: GenSlab<undo::UndoJob>,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -146,6 +150,7 @@ impl Engine {
             admit_due: BTreeSet::new(),
             opts: options::ResourceOptions::default(),
             helpers: helpers::Helpers::default(),
+            undo_jobs: GenSlab::new(generation()),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -184,6 +189,7 @@ impl Engine {
                 }
             }
             Event::HandlerDone { run, code } => self.on_handler_done(run, code),
+            Event::Undo { volume, answer } => self.on_undo(volume, answer),
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
             Event::BatchEnd => self.end_batch(),

@@ -30,6 +30,8 @@ pub(crate) enum Op {
     PeerWrite(u64),
     /// A read on the peer's behalf.
     PeerRead(u64),
+    /// Old contents, to be saved before they are overwritten.
+    UndoRead(u64),
     /// Flush that finishes received epochs.
     EpochFlush { round: u64, mark: Option<FlushMark> },
     /// Flush behind a write with the flush flag.
@@ -112,6 +114,7 @@ impl Engine {
                 self.on_peer_written(key, &result.map(drop));
             }
             Op::PeerRead(key) => self.on_peer_read(key, required(result)),
+            Op::UndoRead(token) => self.on_undo_read(token, required(result)),
             Op::EpochFlush { round, mark } => {
                 self.note_flush(v, mark, &result);
                 self.on_epoch_flushed(v, round, result.map(drop));

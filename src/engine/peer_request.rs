@@ -83,6 +83,9 @@ pub(crate) struct PeerRequest {
     /// It is not written, for an own write (see `conflict`); and whether the peer was told.
     pub(crate) refused: Option<Verdict>,
     pub(crate) answered: bool,
+    /// Waits until what it overwrites is saved; has waited.
+    pub(crate) undo_pending: bool,
+    pub(crate) undo_settled: bool,
 }
 
 impl PeerRequest {
@@ -287,6 +290,8 @@ impl Engine {
             since: self.now,
             refused: None,
             answered: false,
+            undo_pending: false,
+            undo_settled: false,
         };
         let (write, replicated) = (request.is_write(), matches!(request.kind, PeerKind::Write { .. }));
         let locks_out_writes = !write && request.kind != PeerKind::Read;
@@ -315,7 +320,7 @@ impl Engine {
     /// Starts a peer request if nothing stands before it; whether it needs no further waiting here.
     pub(crate) fn try_peer(&mut self, key: u64) -> bool {
         let Some(request) = self.peer_requests.get(key) else { return true };
-        if request.submitted || request.al_pending {
+        if request.submitted || request.al_pending || request.undo_pending {
             return true;
         }
         let (v, range, arrival, write) = (request.volume, request.range, request.arrival, request.is_write());
@@ -336,6 +341,10 @@ impl Engine {
             return false;
         }
         let Some(vol) = self.volumes.get(&v) else { return true };
+        if write && Self::undo_holds_writes(vol) {
+            return false;
+        }
+        let range = Self::undo_range(vol, range);
         let before = |k: u64| k != key && self.peer_requests.get(k).is_some_and(|r| r.arrival < arrival);
         if vol.peer_active.overlapping(range).any(before) && !self.faulty(Fault::PeerOverlapsNotSerialised) {
             return false;
@@ -381,6 +390,9 @@ impl Engine {
 
     pub(crate) fn submit_peer_io(&mut self, key: u64) {
         let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
+        if self.undo_before_peer(key) {
+            return;
+        }
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
         let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);

@@ -10,6 +10,7 @@ use crate::engine::fault::Fault;
 use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
 use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
 use crate::engine::md::MdDone;
+use crate::engine::refused::Refused;
 use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
@@ -52,6 +53,7 @@ impl Engine {
         if let Some(what) = mismatch {
             let hint = "make both nodes' configuration agree, then connect again";
             self.log(Level::Error, None, format!("incompatible {what} settings; {hint}"));
+            self.refuse(Refused::Settings { what });
             return self.drop_link(ConnState::Disconnecting);
         }
         self.conn.peer_protocol = true;
@@ -79,6 +81,7 @@ impl Engine {
         for (what, differs) in [("verify-alg", verify), ("csums-alg", csums)] {
             if let Some((mine, theirs)) = differs {
                 self.log(Level::Error, Some(v), format!("Different {what} settings. me=\"{mine}\" peer=\"{theirs}\""));
+                self.refuse(Refused::Settings { what });
                 return self.drop_link(ConnState::Disconnecting);
             }
         }
@@ -132,6 +135,7 @@ impl Engine {
                 if shrinks && in_use {
                     let text = format!("The peer's disk size is too small! ({} < {} sectors)", size.0, vol.size.0);
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 vol.opts.size = configured;
@@ -151,6 +155,7 @@ impl Engine {
                         size.0, vol.size.0
                     );
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 self.set_size(v, size, true);
@@ -180,6 +185,7 @@ impl Engine {
         if state.role == Role::Primary && without_disk && first_sight && !vol.exposed.same(p.current) {
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         vol.peer.uuids = Some(uuids);
@@ -289,6 +295,7 @@ impl Engine {
             // The own disk went after the identifiers had come.
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         if view.handshake {
@@ -310,6 +317,7 @@ impl Engine {
                 }
                 Decision::Target { full } => {
                     view.conn = ConnState::WfBitMapT;
+                    self.undo_begin(v, outcome.comparison.verdict);
                     self.set_all_if(v, full);
                 }
                 Decision::Refuse(reason) => {
@@ -324,6 +332,7 @@ impl Engine {
                     } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
                         return self.drop_link(ConnState::ProtocolError);
                     } else {
+                        self.refuse(Refused::Handshake { volume: v, reason });
                         return self.drop_link(ConnState::Disconnecting);
                     }
                 }
@@ -335,6 +344,7 @@ impl Engine {
         }
         if let Err(code) = self.change(v, &change, view.mode) {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
+            self.refuse(Refused::State { volume: v, result: code });
             // A peer that has lost its disk: these data stay Outdated until it has it back.
             let lost_source = os.disk == DiskState::Outdated && view.pdsk <= DiskState::Failed;
             return self.drop_link(if lost_source { ConnState::NetworkFailure } else { ConnState::Disconnecting });
@@ -344,6 +354,7 @@ impl Engine {
             self.send_uuids_durably(v);
             self.send_state(v);
         }
+        self.conn.refused = None;
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.discard_my_data = false;
             vol.peer.decided = true;
@@ -419,6 +430,7 @@ impl Engine {
             peer_dry_run: self.conn.peer_dry_run,
         };
         let mut outcome = decide(&input);
+        self.note_divergence(v, &input, &outcome);
         if self.faulty(Fault::SplitBrainIgnored) && outcome.decision == Decision::Refuse(RefuseReason::SplitBrain) {
             let target = self.conn.resolve_conflicts;
             outcome.decision = if target { Decision::Target { full: false } } else { Decision::Source { full: false } };

@@ -103,6 +103,8 @@ pub(crate) struct Request {
     pub aborted: bool,
     /// What the peer, as the resolver of conflicts, said of it.
     pub standing: Standing,
+    /// What it overwrites is saved, as far as that is wanted.
+    pub undo_settled: bool,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -218,6 +220,7 @@ impl Engine {
             stale_here: false,
             aborted: false,
             standing: Standing::Free,
+            undo_settled: false,
         })
     }
 

@@ -67,6 +67,7 @@ impl Engine {
         vol.target_maybe_done = false;
         vol.target_missed_write = false;
         self.log(Level::Info, Some(v), format!("updated sync uuid {ids}"));
+        self.undo_starting(v);
         let change = StateChange::NONE.conn(ConnState::SyncTarget).disk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -87,6 +88,9 @@ impl Engine {
 
     /// The target's superblock is durable.
     pub(crate) fn on_target_started(&mut self, v: VolumeNr, ok: bool) {
+        if ok {
+            self.undo_start(v);
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if ok && vol.resync.is_some() && std::mem::take(&mut vol.refusals_due) {
             return self.ping_then(AfterPing::TargetAsk(v));

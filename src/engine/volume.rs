@@ -231,6 +231,8 @@ pub(crate) struct Volume {
     pub early_sync_uuid: Option<GenId>,
     /// The lazy bitmap timer runs.
     pub lazy_timer: bool,
+    /// The resync to this node replaces data that diverged: they are saved.
+    pub undo: Option<Box<crate::engine::undo::Undo>>,
     /// Growing and shrinking.
     pub resize: crate::engine::resize::Resizing,
     /// A promotion whose superblock is not durable yet: no request is admitted.
@@ -306,6 +308,7 @@ impl Volume {
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,
+            undo: None,
             resize: crate::engine::resize::Resizing::default(),
             promoting: None,
         }

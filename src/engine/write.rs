@@ -172,13 +172,14 @@ impl Engine {
     }
 
     /// Sends a part where one snapshot of the state says.
-    fn submit_part(&mut self, key: u64) {
+    pub(crate) fn submit_part(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
         let state = vol.state;
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
+        let vol_saves = vol.undo.is_some();
         if !remote && !local {
             self.log_no_data(v, range);
             self.unregister_write(key);
@@ -189,6 +190,9 @@ impl Engine {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.held_back.push(key);
             }
+            return;
+        }
+        if local && vol_saves && self.undo_before_own(key) {
             return;
         }
         if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {

@@ -25,6 +25,7 @@ mod volume;
 pub mod daemon;
 pub mod exports;
 pub mod helper;
+pub mod keeper;
 pub mod last_known;
 pub mod options;
 pub mod run;

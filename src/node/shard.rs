@@ -11,6 +11,7 @@
 //! one that waits for the socket or the ring.
 
 mod link_sink;
+mod memory;
 mod sessions;
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,7 @@ pub use self::link_sink::LinkSink;
 use self::sessions::OpenSession;
 use super::buffers::Payloads;
 use super::client::{Split, Waiter, complete};
+use super::keeper::{Job, Keeper};
 use super::last_known::LastKnownFile;
 use super::timers::Timers;
 use super::trace::Trace;
@@ -98,6 +100,7 @@ pub struct Core {
     pub session_ended: Notify,
     changed: Cell<bool>,
     view: Arc<View>,
+    keeper: Option<Keeper>,
     watcher: Watcher,
     helper: HelperStarter,
     trace: RefCell<Trace>,
@@ -120,6 +123,8 @@ pub struct Parts {
     pub link_memory: Payloads,
     /// For other threads.
     pub view: Arc<View>,
+    /// Keeps what must survive a restart.
+    pub keeper: Option<Keeper>,
     /// Told about changes.
     pub watcher: Watcher,
     /// Starts helper programs.
@@ -129,7 +134,7 @@ pub struct Parts {
 impl Core {
     /// A resource without volumes.
     pub fn new(parts: Parts) -> Rc<Self> {
-        let Parts { name, seed, ring, client_memory, link_memory, view, watcher, helper } = parts;
+        let Parts { name, seed, ring, client_memory, link_memory, view, keeper, watcher, helper } = parts;
         Rc::new(Self {
             engine: RefCell::new(Engine::new(&name, seed)),
             name,
@@ -160,6 +165,7 @@ impl Core {
             session_ended: Notify::new(),
             changed: Cell::new(false),
             view,
+            keeper,
             watcher,
             helper,
             trace: RefCell::default(),
@@ -295,6 +301,7 @@ impl Core {
                 }
             }
             Action::EndSessions { volume, reason } => self.close_sessions(volume, &reason),
+            Action::Undo { volume, order } => self.undo_order(volume, order),
             Action::RunHandler { run, handler, volume } => (self.helper)(run, handler, volume),
             Action::SetTimer { timer, at } => {
                 if self.timers.borrow_mut().set(timer, at) {
@@ -339,7 +346,8 @@ impl Core {
         self.remember(notice);
         match notice {
             // The engine has put a line into the log, too.
-            Notice::State { volume, old: _, new } => {
+            Notice::State { volume, old, new } => {
+                self.note_parting(*volume, old, new);
                 self.view.update(*volume, |view| view.state = *new);
                 // The engine is already where its last change led; watchers see each change.
                 let mut status = self.status();
@@ -352,6 +360,8 @@ impl Core {
                 self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
             }
+            Notice::SplitBrain(divergence) => self.tell_keeper(|| Job::SplitBrain(divergence.clone())),
+            Notice::Generation { volume, current } => self.tell_keeper(|| Job::Generation(*volume, *current)),
             Notice::MetaMoved { volume, device } => {
                 if let Some(known) = self.last_known.borrow().get(volume).cloned() {
                     let bytes = device.bytes();

@@ -47,6 +47,7 @@ impl Trace {
             Event::Sent { packets, .. } => ("Sent", *packets),
             Event::Timer(_) => ("Timer", 0),
             Event::Continue => ("Continue", 0),
+            Event::Undo { volume, .. } => ("undo", u64::from(volume.0)),
             Event::HandlerDone { run, .. } => ("HandlerDone", run.0),
             Event::BatchEnd => return,
         };

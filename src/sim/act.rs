@@ -40,6 +40,7 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
+            Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
             Action::RunHandler { run, .. } => {
                 self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
             }
@@ -223,13 +224,16 @@ impl World {
             Notice::State { volume, old, new } => self.state_changed(node, volume, &old, &new),
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
-                self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
+                let vol = &mut self.nodes[node].volumes[usize::from(volume.0)];
+                vol.size = size.0;
+                vol.undo.resized(size);
                 self.size_announced(usize::from(volume.0));
             }
             Notice::MetaMoved { volume, device } => {
                 self.trace.note(self.now, node, 25, device.0, || format!("vol {volume} metadata moved"));
                 self.nodes[node].volumes[usize::from(volume.0)].known_bytes = device.bytes();
             }
+            Notice::SplitBrain(_) | Notice::Generation { .. } => {}
             Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
                     Some(volume) => format!("vol {volume} log: {text}"),

@@ -25,11 +25,9 @@ impl World {
     pub fn is_quiet(&self) -> bool {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
-        link && self
-            .nodes
-            .iter()
-            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
-            && self.pending.is_empty()
+        link && self.nodes.iter().all(|n| {
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet()) && !n.batch && n.queued.is_empty()
+        }) && self.pending.is_empty()
     }
 
     /// Looks at everything that can be looked at now.
@@ -42,6 +40,7 @@ impl World {
             self.check_views();
             self.check_replicas();
             self.check_promises();
+            self.check_undos();
         }
     }
 

@@ -23,6 +23,7 @@ pub mod scenario;
 pub mod shrink;
 pub mod stamp;
 pub mod trace;
+mod undo;
 pub mod world;
 
 mod act;

@@ -81,6 +81,8 @@ pub struct SimVolume {
     pub write_failed: u64,
     /// How often its disk failed or was taken away.
     pub failures: u64,
+    /// Its undo files.
+    pub undo: super::undo::SimUndo,
 }
 
 impl SimVolume {
@@ -237,6 +239,7 @@ impl Node {
                     named: BTreeSet::new(),
                     write_failed: 0,
                     failures: 0,
+                    undo: super::undo::SimUndo::default(),
                     size: 0,
                 }
             })
@@ -318,6 +321,7 @@ impl Node {
             if let Some(meta) = &mut vol.meta {
                 let _ = if power { meta.power_cut() } else { meta.process_crash() };
             }
+            vol.undo.die(power);
             vol.ops.clear();
             vol.open = false;
             vol.opened = false;

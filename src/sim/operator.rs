@@ -101,9 +101,12 @@ impl World {
         let known = LastKnown { size_bytes: vol.known_bytes, device: None, device_uuid: None };
         let mut io = DeviceIo { device: vol.meta_device(), fuse };
         match load_moved(&mut io, place, facts, Some(&known)) {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
                 vol.open = true;
                 vol.known_bytes = vol.meta_device().len();
+                loaded.disk.undo = vol.undo.resume(loaded.disk.superblock.current, &vol.data);
+                self.check_undo(node, volume, "when it is attached");
+                let it = &mut self.nodes[node];
                 let opts = it.params.disk.clone();
                 self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
                 true

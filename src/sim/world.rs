@@ -22,6 +22,7 @@ use super::stamp::{Content, WriteId};
 use super::trace::Trace;
 use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::undo::UndoAnswer;
 use crate::units::Timestamp;
 use crate::wire::state::{ConnState, DiskState, Role};
 
@@ -58,6 +59,8 @@ pub(super) enum Due {
     Connect,
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
+    /// Whoever keeps a node's undo files answers.
+    Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
     Back { node: usize },
     /// A step of the plan.
@@ -73,6 +76,7 @@ impl Due {
             | Self::Lost { node, .. }
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
+            | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
@@ -115,6 +119,8 @@ pub enum Checker {
     Requests,
     /// Status tells the truth.
     Status,
+    /// What a split brain's victim had can be restored.
+    Undo,
     /// Nobody panics, packets are legal.
     Sanity,
 }
@@ -134,6 +140,7 @@ impl Checker {
             Self::Memory => "memory",
             Self::Requests => "requests",
             Self::Status => "status",
+            Self::Undo => "undo",
             Self::Sanity => "sanity",
         }
     }
@@ -255,6 +262,7 @@ pub(super) struct Dice {
     pub net: Rng,
     pub driver: Rng,
     pub engine: Rng,
+    pub undo: Rng,
 }
 
 impl World {
@@ -304,6 +312,7 @@ impl World {
                 net: Rng::stream(seed, 5),
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
+                undo: Rng::stream(seed, 8),
             },
             trace: Trace::new(lines),
             coverage: Coverage::default(),
@@ -399,6 +408,9 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Undo { node, life, volume, answer } if self.nodes[node].life == life => {
+                self.undo_done(node, volume, answer);
+            }
             Due::Back { node } => {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
@@ -408,7 +420,12 @@ impl World {
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
                 self.play(step.what);
             }
-            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } | Due::Late { .. } => {}
+            Due::Disk { .. }
+            | Due::Timer { .. }
+            | Due::Continue { .. }
+            | Due::Batch { .. }
+            | Due::Late { .. }
+            | Due::Undo { .. } => {}
         }
     }
 

@@ -1,12 +1,13 @@
 //! The commands: one table, and one file per group of them.
 
-mod bring_up;
+pub mod bring_up;
 mod config;
 mod options;
 mod resize;
 mod scripts;
 mod show;
 mod simple;
+mod split_brain;
 mod wait;
 
 use udrbd::config::spec::Section;
@@ -145,6 +146,18 @@ pub const TABLE: &[Row] = &[
         ],
         show::status,
         "Show states",
+    ),
+    row(
+        "split-brain",
+        Resource,
+        &[
+            Opt::Flag("json", None, &[], "As JSON"),
+            Opt::Flag("all", None, &[], "All ranges that differ, not only the first ones"),
+            Opt::Flag("force", None, &[], "undo, export: ask nothing, and use an incomplete undo file too"),
+            Opt::Value("state-dir", None, "DIR", "undo, export, forget: the daemon's state directory"),
+        ],
+        split_brain::run,
+        "Explain a split brain (RES), take its resolution back (undo RES, export RES FILE, forget RES)",
     ),
     row("proc", Nothing, &[], show::proc, "Print what /proc/drbd says in the kernel's DRBD"),
     row(

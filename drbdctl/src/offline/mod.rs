@@ -9,3 +9,4 @@ pub mod dump;
 pub mod edit;
 pub mod gi;
 pub mod resize;
+pub mod undo;

@@ -18,6 +18,7 @@ use crate::engine::load::{DiskFacts, load};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::state::VolumeState;
+use crate::engine::undo::{UndoAnswer, UndoOrder};
 use crate::meta::create::{CreateOptions, create_md};
 use crate::meta::{AlStripes, MemIo, MetaIo, Place};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
@@ -175,6 +176,10 @@ impl Pair {
             Action::CommandDone { id, result } => {
                 assert!(node.results.insert(id, result).is_none(), "command answered twice");
             }
+            Action::Undo { volume, order: UndoOrder::Begin(_) } => {
+                self.event(n, Event::Undo { volume, answer: UndoAnswer::Ready(false) });
+            }
+            Action::Undo { .. } => {}
             Action::RunHandler { run, handler, .. } => {
                 node.helpers.push(handler);
                 let code = node.exit_codes.get(&handler).copied().unwrap_or(0);

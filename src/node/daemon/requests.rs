@@ -53,6 +53,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Down { .. } => "down",
         Request::Status { .. } => "status",
         Request::Watch { .. } => "watch",
+        Request::SplitBrain { .. } => "split-brain",
         Request::Version => "version",
     }
 }
@@ -122,7 +123,14 @@ impl Daemon {
             Request::Status { resource } | Request::Watch { resource } => {
                 Reply::Status(self.status(resource.as_deref()).await)
             }
-            Request::Version => Reply::Version(Version::this(FRONTENDS)),
+            Request::SplitBrain { resource, all } => match self.explain(&resource, all).await {
+                Ok(explanation) => Reply::SplitBrain(Box::new(explanation)),
+                Err(error) => error.into(),
+            },
+            Request::Version => {
+                let state_dir = self.settings.state.as_ref().map(|state| state.path.display().to_string());
+                Reply::Version(Version { state_dir, ..Version::this(FRONTENDS) })
+            }
         }
     }
 
@@ -153,6 +161,7 @@ impl Daemon {
         let shard_options = ShardOptions {
             name: resource.clone(),
             ring: self.settings.ring,
+            state: self.settings.state.clone(),
             changed: Box::new(changed),
             helper: self.helper_caller(&resource),
         };
@@ -163,6 +172,7 @@ impl Daemon {
             options,
             volumes: [].into(),
             net: None,
+            last_peer: None,
             handlers: handlers.unwrap_or_default(),
         };
         self.registry.lock().insert(resource.clone(), entry);
@@ -373,6 +383,7 @@ impl Daemon {
                 return Err(ErrorReply::code(103).detail(format!("{} is used by resource {by}", net.peer)));
             }
             let entry = registry.get_mut(resource).ok_or_else(|| ErrorReply::code(158).detail("unknown resource"))?;
+            entry.last_peer.clone_from(&net.peer_name);
             entry.net = Some(net);
             entry.shard.clone()
         };

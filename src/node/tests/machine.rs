@@ -111,6 +111,7 @@ impl Machine {
         let options = ShardOptions {
             name: self.name.clone(),
             ring: self.setup.ring,
+            state: None,
             changed: Box::new(move |status| bell.ring(&status)),
             helper: Box::new(|_, _, end| end(0)),
         };

@@ -23,6 +23,7 @@ use crate::engine::load::{LoadError, load_moved};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
+use crate::engine::undo::{UndoAnswer, UndoOrder};
 use crate::meta::create::{CreateOptions, create_md};
 use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaKind, Place};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
@@ -247,6 +248,10 @@ impl World {
             Action::CommandDone { id, result } => {
                 node.results.insert(id, result);
             }
+            Action::Undo { volume, order: UndoOrder::Begin(_) } => {
+                self.event(n, Event::Undo { volume, answer: UndoAnswer::Ready(false) });
+            }
+            Action::Undo { .. } => {}
             Action::RunHandler { run, .. } => self.event(n, Event::HandlerDone { run, code: 0 }),
             Action::SetTimer { timer, at } => {
                 node.timers.insert(timer, at);

@@ -6,6 +6,7 @@ mod metadata;
 mod refusals;
 mod resize;
 mod resync;
+mod split_brain;
 mod sync;
 mod two_primaries;
 
@@ -40,6 +41,7 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
     Case { name: "two_primaries::concurrent_writers", run: two_primaries::concurrent_writers },
     Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
+    Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
     Case { name: "refusals::of_udrbd", run: refusals::of_udrbd },
