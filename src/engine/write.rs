@@ -153,9 +153,6 @@ impl Engine {
     pub(crate) fn submit_write(&mut self, key: u64) {
         let mut next = Some(key);
         while let Some(part) = next {
-            if self.yields_to_peer(part) {
-                return;
-            }
             next = self.cut_for_link(part);
             self.submit_part(part);
         }
@@ -173,6 +170,9 @@ impl Engine {
 
     /// Sends a part where one snapshot of the state says.
     pub(crate) fn submit_part(&mut self, key: u64) {
+        if self.yields_to_peer(key) {
+            return;
+        }
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
