@@ -305,7 +305,16 @@ impl fmt::Display for NotYetEffective {
     }
 }
 
-const WHY_HANDLERS: &str = "no handler is called for now";
+const WHY_HANDLERS: &str = "this handler is not called for now";
+
+/// The handlers that are called.
+const CALLED: [Handler; 5] = [
+    Handler::FencePeer,
+    Handler::UnfencePeer,
+    Handler::InitialSplitBrain,
+    Handler::SplitBrain,
+    Handler::PriOnInconDegr,
+];
 const WHY_PROXY: &str = "there is no DRBD proxy here";
 const WHY_ALTERNATE: &str = "only the first address is used for now";
 
@@ -334,7 +343,7 @@ impl Resource {
         let disk = self.disk.values();
         pending(&mut out, &place("disk"), disk.clone());
         pending(&mut out, &place("startup"), self.startup.values());
-        for (handler, command) in &self.handlers {
+        for (handler, command) in self.handlers.iter().filter(|(handler, _)| !CALLED.contains(handler)) {
             add(&mut out, handler.text(), command, &place("handlers"), WHY_HANDLERS);
         }
         for (option, value) in &self.proxy {

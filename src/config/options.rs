@@ -120,8 +120,7 @@ option_section!(
     /// Error of the backing device.
     "on-io-error" on_io_error: OnIoError = word(OnIoError::Detach), PLAIN;
     /// Primary without its peer.
-    "fencing" fencing: Fencing = word(Fencing::DontCare),
-        PLAIN.pending(&["dont-care"], "the peer is never fenced for now");
+    "fencing" fencing: Fencing = word(Fencing::DontCare), PLAIN;
     /// Order writes with barriers.
     "disk-barrier" disk_barrier: bool = flag(false), PLAIN.negated("no-disk-barrier");
     /// Order writes with flushes.
@@ -173,8 +172,7 @@ option_section!(
     "cpu-mask" cpu_mask: String = text(CPU_MASK_LEN_MAX),
         PLAIN.syncer().pending(&[""], "threads run on any processor for now");
     /// No disk with good data can be reached.
-    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError),
-        PLAIN.syncer().pending(&["io-error"], "such requests fail for now");
+    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError), PLAIN.syncer();
 );
 
 option_section!(

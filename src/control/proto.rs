@@ -188,6 +188,20 @@ pub enum Request {
         /// Number of the volume.
         volume: VolumeNr,
     },
+    /// Suspend the applications' I/O on all volumes of the resource.
+    SuspendIo {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+    },
+    /// Let it go on, whatever suspended it.
+    ResumeIo {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+    },
     /// Change options of a volume with a disk.
     DiskOptions {
         /// Name of the resource.
@@ -284,6 +298,8 @@ impl Request {
             | Self::Resize { resource, .. }
             | Self::PauseSync { resource, .. }
             | Self::ResumeSync { resource, .. }
+            | Self::SuspendIo { resource, .. }
+            | Self::ResumeIo { resource, .. }
             | Self::DiskOptions { resource, .. }
             | Self::NetOptions { resource, .. }
             | Self::ResourceOptions { resource, .. }
@@ -312,6 +328,8 @@ impl Request {
             | Self::Resize { volume, .. }
             | Self::PauseSync { volume, .. }
             | Self::ResumeSync { volume, .. }
+            | Self::SuspendIo { volume, .. }
+            | Self::ResumeIo { volume, .. }
             | Self::DiskOptions { volume, .. }
             | Self::DelVolume { volume, .. } => Some(*volume),
             _ => None,

@@ -17,6 +17,10 @@ impl Engine {
         }
         let mut vol = Volume::new(v, opts);
         vol.state.conn = self.conn.state;
+        if let Some(other) = self.volumes.values().next() {
+            let (from, to) = (&other.state, &mut vol.state);
+            (to.susp, to.susp_nod, to.susp_fen) = (from.susp, from.susp_nod, from.susp_fen);
+        }
         self.volumes.insert(v, vol);
         if self.conn.link.is_some() {
             self.send_volume_parameters(v);
@@ -43,9 +47,13 @@ impl Engine {
         mut opts: super::options::DiskOptions,
     ) -> Result<(), CommandError> {
         let now = self.now;
+        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         if vol.disk.is_none() {
             return Err(err(138));
+        }
+        if stonith_with_a {
+            return Err(err(154));
         }
         if let Some(resync) = vol.resync.as_mut() {
             resync.set_rate(now, opts.resync_rate);

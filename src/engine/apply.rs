@@ -10,7 +10,7 @@ use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
-    md_flags, plan, plan_cluster_wide, side_effects,
+    connection_effects, md_flags, plan, plan_cluster_wide, side_effects,
 };
 use crate::meta::MdFlags;
 use crate::units::{Sectors, VolumeNr};
@@ -27,8 +27,8 @@ impl Engine {
             has_net_config: self.conn.opts.is_some(),
             allow_two_primaries: self.two_primaries(),
             peer_primary_on_other_volume: others().any(|o| o.state.peer == Role::Primary),
-            fencing: Fencing::DontCare,
-            on_no_data_suspend: false,
+            fencing: vol.map_or(Fencing::DontCare, |vol| vol.opts.fencing),
+            on_no_data_suspend: self.opts.suspend_without_data,
             open_count: vol.map_or(0, |vol| vol.open_count),
             verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.alg().is_some()),
             version: self.conn.version,
@@ -63,7 +63,9 @@ impl Engine {
         if let Some(warning) = planned.warning {
             self.log(Level::Warn, Some(v), warning);
         }
+        let old = self.state(v);
         self.commit(v, planned.new);
+        self.share_suspension(v, &old);
         Ok(StateResult::Success)
     }
 
@@ -171,6 +173,19 @@ impl Engine {
         let goes = old.has_local_disk() && !new.has_local_disk();
         // A peer that is only now taken for good has nothing that this disk lacked.
         let peer_was_good = old.pdsk == DiskState::UpToDate && new.pdsk == DiskState::UpToDate;
+        let next = vol.peer.uuids.map(|uuids| uuids.ids).filter(|ids| ids.bitmap.same(vol.exposed));
+        if goes
+            && new.role == Role::Primary
+            && peer_was_good
+            && new.conn >= ConnState::Connected
+            && let Some(ids) = next
+        {
+            // The peer, asked before the disk went, has begun the generation without it already.
+            vol.exposed = ids.current;
+            let text = format!("receiver updated UUIDs to effective data uuid: {}", ids.current);
+            self.log(Level::Info, Some(v), text);
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
         if goes && new.role == Role::Primary && peer_was_good {
             vol.behind = true;
         } else if new.has_local_disk() || new.role != Role::Primary {
@@ -226,6 +241,7 @@ impl Engine {
             }
             SideEffect::ResumeAlAndCountConnect => {
                 vol.degraded_wait = false;
+                self.conn.connects += 1;
                 if !self.faulty(Fault::AlNotResumed)
                     && let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut())
                     && disk.al.suspended()
@@ -278,7 +294,12 @@ impl Engine {
     pub(crate) fn run_effects(&mut self) {
         loop {
             while let Some((v, old, new)) = self.effects.pop_front() {
-                for effect in after_effects(&old, &new, &self.state_context(v)) {
+                // I/O may have been suspended, or have gone on, because of another volume.
+                let VolumeState { susp, susp_nod, susp_fen, .. } = self.state(v);
+                let new = VolumeState { susp, susp_nod, susp_fen, ..new };
+                let ctx = self.state_context(v);
+                let effects = after_effects(&old, &new, &ctx).into_iter().chain(connection_effects(&old, &new, &ctx));
+                for effect in effects {
                     self.effect(v, effect, &new);
                 }
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
@@ -288,17 +309,18 @@ impl Engine {
                 if new.conn == ConnState::Connected {
                     self.grow_if_due(v);
                 }
-                self.admit(v);
                 self.submit_held_back(v);
+                self.admit(v);
                 self.retry_blocked(v);
                 self.wake_peer_requests(v);
             }
             if let Some(end) = self.conn.end.take() {
                 self.end_link(end);
             } else if self.unannounced.is_empty() {
-                return;
+                return self.pump_resend();
             }
             if self.effects.is_empty() {
+                self.pump_resend();
                 for key in std::mem::take(&mut self.unannounced) {
                     self.submit_write(key);
                 }
@@ -325,8 +347,7 @@ impl Engine {
             }
             Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
-            // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
-            Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}
+            Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
             Effect::SetNewCurrentUuidPending => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.new_uuid_pending = true;
@@ -396,7 +417,7 @@ impl Engine {
                             }
                         }
                     }
-                    if vol.gate == 0 {
+                    if vol.gate == 0 && !vol.state.is_suspended() {
                         vol.gate_peer_lacks = false;
                         for (id, result) in std::mem::take(&mut vol.held) {
                             self.out.push(Action::Complete { id, result });

@@ -80,6 +80,8 @@ pub(crate) struct Connection {
     pub peer_dry_run: bool,
     pub state_sent: bool,
     pub disconnect_expected: bool,
+    /// How often volumes got connected.
+    pub connects: u64,
     pub end: Option<LinkEnd>,
     /// A link is wanted and not ordered yet.
     pub start_due: bool,
@@ -123,6 +125,7 @@ impl Connection {
             peer_dry_run: false,
             state_sent: false,
             disconnect_expected: false,
+            connects: 0,
             end: None,
             start_due: false,
             question: None,
@@ -399,7 +402,7 @@ impl Engine {
                 vol.counters.unacked = 0;
             }
         }
-        self.requests_lost();
+        self.requests_end();
         for v in self.volume_numbers() {
             if self.volumes.get(&v).is_some_and(|vol| vol.disk.is_some()) {
                 self.md_bitmap(v, true, None);
@@ -410,6 +413,7 @@ impl Engine {
         }
         if had_link.is_some() {
             self.log(Level::Info, None, "Connection closed");
+            self.fence_after_loss();
         }
         if end == LinkEnd::Stop || self.conn.state == ConnState::Disconnecting {
             self.set_conn_all(ConnState::StandAlone);

@@ -9,8 +9,7 @@ use crate::engine::md::MdDone;
 use crate::engine::options::{DiskOptions, OnIoError};
 use crate::engine::peer_state::new_size;
 use crate::engine::state::{
-    ChangeMode, Fencing, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach,
-    may_attach_generation,
+    ChangeMode, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach, may_attach_generation,
 };
 use crate::engine::volume::LocalDisk;
 use crate::meta::MdFlags;
@@ -58,9 +57,13 @@ impl Engine {
         new: AttachedDisk,
         opts: DiskOptions,
     ) -> Result<(), CommandError> {
+        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         if vol.disk.is_some() || vol.state.disk != DiskState::Diskless {
             return Err(code(124, ""));
+        }
+        if stonith_with_a {
+            return Err(code(154, ""));
         }
         if opts.size > new.capacity {
             return Err(code(
@@ -149,7 +152,7 @@ impl Engine {
             self.log(Level::Info, Some(v), "Suspended AL updates");
         }
         let marked = bitmap.count();
-        let states = attach_states(&before, &state_md, Fencing::DontCare);
+        let states = attach_states(&before, &state_md, opts.fencing);
         let forgets_crash = self.faulty(Fault::CrashedPrimaryEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;

@@ -2,7 +2,8 @@
 //!
 //! Owns the list of epochs that are not acknowledged, oldest first; the last one may still be open. A write belongs to the
 //! epoch that was open when it was sent. Invariants: numbers increase by 1 and never restart; a barrier is sent only
-//! for an epoch with writes; only the last epoch lacks a barrier.
+//! for an epoch with writes; only the last epoch lacks a barrier. What is *frozen* (see `suspend`) is of links that are gone,
+//! and older than every epoch of the queue, once it has begun to be sent again.
 //!
 //! With two Primaries the peer may refuse writes. A kernel (see `two_primaries`) does not count these, and acknowledges no
 //! epoch that had some: it goes with the next one that is acknowledged, or when nothing is left of it.
@@ -39,6 +40,8 @@ pub(crate) enum BarrierAckError {
 pub(crate) struct SendEpochs {
     current: u32,
     queue: VecDeque<SentEpoch>,
+    /// Members of epochs that are to be sent again, oldest first.
+    frozen: VecDeque<Vec<u64>>,
 }
 
 impl SendEpochs {
@@ -123,7 +126,35 @@ impl SendEpochs {
     /// The link is gone: all members of all epochs, oldest first. Numbering goes on.
     pub(crate) fn drain(&mut self) -> Vec<u64> {
         self.close();
-        self.queue.drain(..).flat_map(|e| e.members).collect()
+        self.queue.drain(..).map(|e| e.members).chain(self.frozen.drain(..)).flatten().collect()
+    }
+
+    /// The link is gone, and everything waits for the next one. Gives all members, oldest first. Numbering goes on.
+    pub(crate) fn freeze(&mut self) -> Vec<u64> {
+        self.close();
+        let later = std::mem::take(&mut self.frozen);
+        self.frozen = self.queue.drain(..).map(|e| e.members).chain(later).collect();
+        self.frozen().collect()
+    }
+
+    /// Everything that is frozen, oldest first.
+    pub(crate) fn frozen(&self) -> impl Iterator<Item = u64> + '_ {
+        self.frozen.iter().flatten().copied()
+    }
+
+    /// Whether something is frozen.
+    pub(crate) fn has_frozen(&self) -> bool {
+        !self.frozen.is_empty()
+    }
+
+    /// The oldest frozen epoch.
+    pub(crate) fn next_frozen(&self) -> Option<&[u64]> {
+        self.frozen.front().map(Vec::as_slice)
+    }
+
+    /// The same; from here on it is to be sent again.
+    pub(crate) fn take_frozen(&mut self) -> Vec<u64> {
+        self.frozen.pop_front().unwrap_or_default()
     }
 
     /// When the oldest barrier was sent that is not answered and has to be.
@@ -133,7 +164,8 @@ impl SendEpochs {
 
     /// Whether every epoch up to `nr` is acknowledged.
     pub(crate) fn is_retired(&self, nr: u32) -> bool {
-        self.queue.iter().find(|e| !e.members.is_empty()).is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
+        let mut left = self.queue.iter().filter(|e| !e.members.is_empty());
+        self.frozen.is_empty() && left.next().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
     }
 
     /// Number of the last epoch that has writes, open or closed.
@@ -219,5 +251,25 @@ mod tests {
         assert_eq!(e.oldest_barrier(), None);
         // A receiver that counts as we do acknowledges it.
         assert_eq!(e.ack(1, 1), Ok(vec![3]));
+    }
+
+    #[test]
+    fn frozen_epochs_keep_their_order_over_another_loss() {
+        let mut e = SendEpochs::default();
+        let first = e.add(1);
+        e.close();
+        e.add(2);
+        assert_eq!(e.freeze(), vec![1, 2]);
+        assert!(!e.is_retired(first));
+        assert_eq!(e.next_frozen(), Some(&[1][..]));
+        // The first is sent again, then the link is lost once more.
+        for key in e.take_frozen() {
+            e.add(key);
+        }
+        e.close();
+        assert_eq!(e.freeze(), vec![1, 2]);
+        assert_eq!(e.drain(), vec![1, 2]);
+        assert!(!e.has_frozen());
+        assert!(e.is_retired(first));
     }
 }

@@ -194,6 +194,10 @@ pub enum Command {
     PauseSync,
     /// Resume resync.
     ResumeSync,
+    /// Suspend the applications' I/O, on all volumes.
+    SuspendIo,
+    /// Let it go on, whatever suspended it.
+    ResumeIo,
     /// Change options of a volume.
     DiskOptions(DiskOptions),
     /// Change options of the connection.

@@ -146,6 +146,19 @@ faults! {
             "A Primary whose disk is bad reads blocks from it that the other Primary has written alone.";
         OwnWriteOvertakes, "own-write-overtakes",
             "An own write begins over one of the peer that waits.";
+        // Suspended I/O and fencing.
+        CompletedSuspended, "completed-suspended",
+            "Requests are completed though I/O is suspended.";
+        ResendForgotten, "resend-forgotten",
+            "Frozen writes are not sent again when the peer is back, and not marked.";
+        ThawKeepsUuid, "thaw-keeps-uuid",
+            "I/O goes on after the peer was fenced, without the generation that was put off.";
+        StaleFenceCounts, "stale-fence-counts",
+            "The exit code of fence-peer counts although the peer was connected again meanwhile.";
+        FreezeLiftedEarly, "freeze-lifted-early",
+            "Frozen I/O goes on when the fence-peer helper has ended, whatever it says.";
+        AckedNotResent, "acked-not-resent",
+            "A frozen write that the peer had acknowledged is not sent again, though no barrier acknowledgement covers it.";
         // Volatile caches.
         SuperblockNotDurable, "superblock-not-durable",
             "The superblock is written without FUA and without a flush behind it.";

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::engine::action::Action;
-use crate::engine::event::HandlerRun;
+use crate::engine::event::{CommandId, HandlerRun};
 use crate::engine::handler::Handler;
 use crate::units::VolumeNr;
 
@@ -17,6 +17,9 @@ use crate::units::VolumeNr;
 pub(crate) enum AfterHelper {
     /// Nothing: people are told.
     Nothing,
+    /// The peer is fenced or not. `connects`: so often the connection had been there when the helper began; `command`: the
+    /// promotion that waits for it.
+    FencePeer { connects: u64, command: Option<CommandId> },
 }
 
 /// The helpers under way.
@@ -41,9 +44,10 @@ impl Engine {
     }
 
     /// A helper has ended.
-    pub(crate) fn on_handler_done(&mut self, run: HandlerRun, _code: u8) {
+    pub(crate) fn on_handler_done(&mut self, run: HandlerRun, code: u8) {
         match self.helpers.running.remove(&run) {
             None | Some(AfterHelper::Nothing) => {}
+            Some(AfterHelper::FencePeer { connects, command }) => self.on_fence_peer_done(code, connects, command),
         }
     }
 }

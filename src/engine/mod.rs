@@ -6,8 +6,8 @@
 //! events the driver hands over [`Event::BatchEnd`]. Time only comes in through `now`; timers are data ([`Timer`]).
 //!
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
-//! `request` (application I/O), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received), `conflict` and
-//! `two_primaries` (where the two meet); `al`, `dirty`
+//! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers
+//! received), `conflict` and `two_primaries` (where the two meet); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
 //! `handshake` (how two nodes meet); `bitmap_xfer`, `resync`, `verify`; `disk_state`, `admin`.
 
@@ -43,6 +43,7 @@ mod conflict;
 mod connection;
 mod disk_state;
 mod epoch;
+mod fence_peer;
 mod flush;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
@@ -65,6 +66,7 @@ mod resync_target;
 pub(crate) mod rng;
 mod slab;
 mod split;
+mod suspend;
 mod two_primaries;
 mod verify;
 mod volume;
@@ -114,6 +116,10 @@ pub struct Engine {
     resync_kick: BTreeSet<VolumeNr>,
     /// Volumes where there is room for waiting requests.
     admit_due: BTreeSet<VolumeNr>,
+    /// Flushes that came while I/O was suspended.
+    frozen_flushes: Vec<(event::RequestId, VolumeNr)>,
+    /// What is frozen is to be sent again, as soon as every state on the way allows it.
+    resend_due: bool,
     opts: options::ResourceOptions,
     helpers: helpers::Helpers,
     undo_jobs: GenSlab<undo::UndoJob>,
@@ -148,6 +154,8 @@ impl Engine {
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
             admit_due: BTreeSet::new(),
+            frozen_flushes: Vec::new(),
+            resend_due: false,
             opts: options::ResourceOptions::default(),
             helpers: helpers::Helpers::default(),
             undo_jobs: GenSlab::new(generation()),

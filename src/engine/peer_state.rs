@@ -15,6 +15,7 @@ use crate::engine::split_brain::AfterSbPolicies;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
 };
+use crate::engine::suspend::Fate;
 use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
@@ -337,6 +338,18 @@ impl Engine {
                     }
                 }
             }
+        }
+        let pending = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
+        if view.pdsk == DiskState::Consistent
+            && view.conn == ConnState::Connected
+            && os.conn < ConnState::Connected
+            && os.is_suspended()
+            && pending
+        {
+            // It went down meanwhile, and what it had acknowledged may be gone.
+            self.log(Level::Error, Some(v), "Aborting Connect, can not thaw IO with an only Consistent peer");
+            self.thaw(&StateChange::NONE.susp(false), Fate::Lost);
+            return self.drop_link(ConnState::ProtocolError);
         }
         let mut change = view.change(os, ps, ctx);
         if change.disk.is_some() && !view.handshake && !self.may_settle_attach(v, ps.role) {

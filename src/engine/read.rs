@@ -27,6 +27,9 @@ impl Engine {
         let careless = self.faulty(Fault::ReadInconsistent);
         let believing = self.faulty(Fault::BitsBelievedEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.state.is_suspended() {
+            return self.put_off_read(key);
+        }
         let (state, known) = (vol.state, vol.bits_known || believing);
         let local = !tried_local
             && vol.usable().is_some_and(|d| {
@@ -38,6 +41,8 @@ impl Engine {
             && self.conn.link.is_some()
             && state.conn >= ConnState::Connected
             && state.pdsk == DiskState::UpToDate;
+        // A peer that is Primary, too, writes alone from the moment when it agrees to a detach here.
+        let local = local && !(remote && self.leaves_disk(v));
         if local {
             if let Some(request) = self.requests.get_mut(key) {
                 request.local = Side::Pending;
@@ -86,7 +91,22 @@ impl Engine {
         }
     }
 
+    /// I/O is suspended: the read begins anew when that is over, whatever it has found.
+    fn put_off_read(&mut self, key: u64) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        (request.local, request.net) = (Side::Unused, Side::Unused);
+        // The late end of an operation that was given up must not be taken for that of another one.
+        (request.tried_local, request.tried_remote) = (request.aborted, false);
+        if let Some(vol) = self.volumes.get_mut(&request.volume) {
+            vol.waiting.push_front(key);
+        }
+    }
+
     pub(crate) fn read_done(&mut self, key: u64, data: Bytes) {
+        let suspended = self.requests.get(key).is_some_and(|r| self.state(r.volume).is_suspended());
+        if suspended && !self.faulty(Fault::CompletedSuspended) {
+            return self.put_off_read(key);
+        }
         self.finish_part(key, Ok(Some(data)));
         self.requests.remove(key);
         self.recheck_commands = true;

@@ -230,6 +230,7 @@ impl Engine {
             let limit = self.conn.opts.as_ref().map_or(1_000_000, |o| o.max_buffers as usize);
             let limit = if self.faulty(Fault::MaxBuffersIgnored) { usize::MAX } else { limit };
             let version = self.conn.version;
+            let resend_first = self.resend_first();
             let Some(vol) = self.volumes.get_mut(&v) else { return };
             if vol.waiting.is_empty() {
                 return;
@@ -240,7 +241,8 @@ impl Engine {
                 self.fail_part(key, ClientError::NotPrimary);
                 continue;
             }
-            if vol.promoting.is_some() || !admits_io(&vol.state, version) || vol.active.len() >= limit {
+            let admits = admits_io(&vol.state, version) && !resend_first;
+            if vol.promoting.is_some() || !admits || vol.active.len() >= limit {
                 return;
             }
             let Some(key) = vol.waiting.pop_front() else { return };

@@ -308,6 +308,7 @@ impl Engine {
         }
         self.force(v, &StateChange::NONE.conn(ConnState::Connected).pdsk(pdsk));
         self.md_bitmap(v, true, None);
+        self.unfence_peer(v);
     }
 
     /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after it asked

@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
+use crate::engine::admin::{Pending, Wait};
 use crate::engine::conflict::{self, OwnWrite, Standing, Verdict};
 use crate::engine::event::{DiskFailure, Socket, Timer};
 use crate::engine::fault::Fault;
@@ -260,6 +261,13 @@ impl Engine {
             .filter(|r| matches!(r.kind, PeerKind::Write { .. }) && self.own_writes(r.volume, r.range).any(open))
             .map(|r| r.since)
             .min()
+    }
+
+    /// Whether the other Primary was asked to agree to the detach of this disk, and has not answered.
+    pub(crate) fn leaves_disk(&self, v: VolumeNr) -> bool {
+        let detaches =
+            |c: &Pending| c.volume == v && c.wait == Wait::Answer && matches!(c.job, super::admin::Job::Detach { .. });
+        self.state(v).peer == Role::Primary && self.commands.iter().any(detaches)
     }
 
     // --- own writes ---

@@ -13,7 +13,7 @@ use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
-use crate::engine::state::{admits_io, replicates, sends_out_of_sync, writes_locally};
+use crate::engine::state::{VolumeState, admits_io, replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
 use crate::meta::MdFlags;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -61,13 +61,21 @@ impl Engine {
         request.started = now;
         request.registered = true;
         let (v, range, logged) = (request.volume, request.range, request.al.is_some());
-        let unlogged = self.faulty(Fault::AlTransactionSkipped);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
         if logged {
             // It began before, and gave way to a write of the peer.
             return self.submit_write(key);
         }
+        self.log_activity(key);
+    }
+
+    /// Waits for the activity log where there is one, then submits.
+    fn log_activity(&mut self, key: u64) {
+        let unlogged = self.faulty(Fault::AlTransactionSkipped);
+        let Some(request) = self.requests.get(key) else { return };
+        let (v, range) = (request.volume, request.range);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
         let begin = match (vol.usable(), ExtentSpan::of(range)) {
             (Some(disk), Some(span)) if !unlogged => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
             _ => None,
@@ -160,10 +168,16 @@ impl Engine {
 
     /// The state may let the writes go that came too late for the last one.
     pub(crate) fn submit_held_back(&mut self, v: VolumeNr) {
+        let resend_first = self.resend_first();
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if !vol.held_back.is_empty() && admits_io(&vol.state, self.conn.version) {
+        if !vol.held_back.is_empty() && admits_io(&vol.state, self.conn.version) && !resend_first {
             for key in std::mem::take(&mut vol.held_back) {
-                self.submit_write(key);
+                // The disk that knew of it may be gone, and another one there.
+                if self.requests.get(key).is_some_and(|r| r.al.is_none()) {
+                    self.log_activity(key);
+                } else {
+                    self.submit_write(key);
+                }
             }
         }
     }
@@ -177,6 +191,13 @@ impl Engine {
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
         let state = vol.state;
+        if state.is_suspended() || self.resend_first() {
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.held_back.push(key);
+            }
+            return;
+        }
+        let Some(vol) = self.volumes.get(&v) else { return };
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
         let vol_saves = vol.undo.is_some();
@@ -216,21 +237,10 @@ impl Engine {
             }
         }
         let own_counts = local && state.disk == DiskState::UpToDate;
-        let ack = match self.conn.protocol() {
-            _ if !remote => AckDue::None,
-            ReplProtocol::A | ReplProtocol::B if !own_counts && self.conn.version >= 100 => AckDue::Write,
-            ReplProtocol::A | ReplProtocol::B if !own_counts => AckDue::Barrier,
-            ReplProtocol::A => AckDue::None,
-            ReplProtocol::B => AckDue::Receive,
-            ReplProtocol::C => AckDue::Write,
-        };
-        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
-        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
+        self.set_ack_due(key, &state, remote, own_counts);
         if let Some(request) = self.requests.get_mut(key) {
-            request.sync_due = sync_due;
             request.local = if local { Side::Pending } else { Side::Unused };
             request.net = if remote { Side::Pending } else { Side::Unused };
-            request.ack = ack;
         }
         // The packet first: the peer's latency is the longer one.
         if remote {
@@ -251,13 +261,31 @@ impl Engine {
         }
     }
 
+    /// What ends the network half of a write that is about to be sent (or, not `remote`, is not).
+    pub(crate) fn set_ack_due(&mut self, key: u64, state: &VolumeState, remote: bool, own_counts: bool) {
+        let ack = match self.conn.protocol() {
+            _ if !remote => AckDue::None,
+            ReplProtocol::A | ReplProtocol::B if !own_counts && self.conn.version >= 100 => AckDue::Write,
+            ReplProtocol::A | ReplProtocol::B if !own_counts => AckDue::Barrier,
+            ReplProtocol::A => AckDue::None,
+            ReplProtocol::B => AckDue::Receive,
+            ReplProtocol::C => AckDue::Write,
+        };
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
+        if let Some(request) = self.requests.get_mut(key) {
+            request.sync_due = sync_due;
+            request.ack = ack;
+        }
+    }
+
     pub(crate) fn send_out_of_sync(&mut self, v: VolumeNr, range: SectorRange) {
         // A discard may be larger than any block size field of a request; its length still fits 32 bits (limits.rs).
         let blksize = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         self.send_data(v, Packet::OutOfSync(BlockDesc { sector: range.start, blksize }));
     }
 
-    pub(crate) fn send_write(&mut self, key: u64, state: &crate::engine::state::VolumeState) {
+    pub(crate) fn send_write(&mut self, key: u64, state: &VolumeState) {
         self.send_due_barrier();
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind, ack) = (request.volume, request.range, request.kind, request.ack);
@@ -395,6 +423,8 @@ impl Engine {
     /// succeeded if it is on a disk that is UpToDate.
     pub(crate) fn progress(&mut self, key: u64) {
         let (hasty, blind) = (self.faulty(Fault::AckBeforePeer), self.faulty(Fault::LocalErrorIsSuccess));
+        let eager = self.faulty(Fault::CompletedSuspended);
+        let may_freeze = self.may_freeze();
         let Some(request) = self.requests.get_mut(key) else { return };
         let early = hasty && request.local == Side::Ok;
         if request.local == Side::Pending || (request.net == Side::Pending && !early) {
@@ -403,6 +433,9 @@ impl Engine {
         let (v, range) = (request.volume, request.range);
         if !request.done {
             let Some(vol) = self.volumes.get_mut(&v) else { return };
+            if vol.state.is_suspended() && !eager {
+                return;
+            }
             let own_counts = request.local == Side::Ok && vol.state.disk == DiskState::UpToDate;
             if !own_counts
                 && request.net == Side::Ok
@@ -437,7 +470,9 @@ impl Engine {
                 || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
                 || (blind && request.local == Side::Failed && request.net == Side::Unused);
             let epoch = request.epoch;
-            request.data = None;
+            if epoch.is_none() || !may_freeze {
+                request.data = None;
+            }
             if epoch == Some(self.epochs.current()) {
                 self.epochs.close();
             }

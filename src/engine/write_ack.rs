@@ -166,6 +166,15 @@ impl Engine {
             self.progress(key);
         }
         self.refused_lost();
+        self.reads_lost();
+        for vol in self.volumes.values_mut() {
+            vol.counters.pending = 0;
+        }
+        self.check_flushes();
+    }
+
+    /// Reads that wait for the peer begin anew.
+    pub(crate) fn reads_lost(&mut self) {
         let reads: Vec<u64> = self
             .requests
             .iter()
@@ -181,10 +190,6 @@ impl Engine {
             }
             self.start_read(key);
         }
-        for vol in self.volumes.values_mut() {
-            vol.counters.pending = 0;
-        }
-        self.check_flushes();
     }
 
     /// A forced detach: local halves count as failed, their buffers stay with the driver until the device returns them.

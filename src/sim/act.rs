@@ -41,9 +41,7 @@ impl World {
                 }
             }
             Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
-            Action::RunHandler { run, .. } => {
-                self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
-            }
+            Action::RunHandler { run, handler, .. } => self.run_helper(node, run, handler),
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);
@@ -186,6 +184,9 @@ impl World {
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
         }
+        if result.is_ok() {
+            self.check_freeze(node, id.0);
+        }
         let vol = &self.nodes[node].volumes[pending.volume];
         let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
         let failed = vol.write_failed == now;
@@ -266,6 +267,7 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        self.note_freeze(node, old, new);
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
             self.nodes[node].unlimited = true;
         }
@@ -314,7 +316,8 @@ impl World {
         }
         if new.conn == ConnState::ProtocolError {
             let Some(illegal) = self.nodes[node].illegal.clone() else {
-                return self.coverage.count(Group::Fault, "acknowledgements that did not come");
+                // The engine's own decision: frozen writes are not for this peer, or its acknowledgements did not come.
+                return self.coverage.count(Group::Fault, "aborted connect");
             };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
             // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find

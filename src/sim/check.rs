@@ -238,6 +238,7 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.conn >= ConnState::Connected
                     && n.frozen_until < self.now
+                    && !n.volumes.iter().any(|vol| vol.seen.is_suspended())
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()

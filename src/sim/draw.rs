@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::plan::{ClientOp, Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
-use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::engine::options::{DiskOptions, NetOptions, OnIoError, ResourceOptions};
 use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod suspension;
 
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
@@ -24,16 +25,20 @@ const TWO_PRIMARIES: u64 = 12;
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let mut params = params(seed, &mut rng);
-    // A stream of its own, so that the other runs stay what they are.
-    let mut two = Rng::stream(seed, 8);
+    // Streams of their own, so that the other runs stay what they are.
+    let (mut two, mut waits) = (Rng::stream(seed, 8), Rng::stream(seed, 20));
     if two.percent(TWO_PRIMARIES) {
         two_primaries(&mut params);
+    } else {
+        suspension::draw(&mut params, &mut waits);
     }
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
     let mut steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
     if params.two_primaries() {
         meetings(&mut two, &mut steps, &params);
+    } else {
+        suspension::orders(&params, &mut waits, &mut steps);
     }
     Plan { params, steps }
 }
@@ -150,6 +155,10 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     NodeParams {
         net,
         disk,
+        resource: ResourceOptions::default(),
+        helper_ns: 20 * MS,
+        helper_broken: 0,
+        helper_shoots: 0,
         external_meta: rng.percent(60),
         al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
         version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),

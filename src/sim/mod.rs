@@ -13,6 +13,7 @@ pub mod coverage;
 pub mod crash_states;
 pub mod device;
 pub mod draw;
+mod fencing;
 pub mod model;
 pub mod net;
 pub mod node;

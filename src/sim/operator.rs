@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::engine::action::CommandError;
 use crate::engine::event::{Command, CommandId, Event};
 use crate::engine::load::{LoadError, load_moved};
-use crate::engine::options::{NetOptions, ResizeOptions};
+use crate::engine::options::{NetOptions, ResizeOptions, ResourceOptions};
 use crate::meta::MetaError;
 use crate::meta::relocate::LastKnown;
 use crate::units::VolumeNr;
@@ -24,6 +24,7 @@ impl World {
         self.stats.crashes += 1;
         self.trace.note(self.now, node, 20, u64::from(power), || format!("DIES, power {power}"));
         self.links_of_the_dead(node, power);
+        self.forget_freeze(node);
         let was_primary = (0..self.differs.len()).filter(|v| self.nodes[node].volumes[*v].seen.role == Role::Primary);
         let eras: Vec<usize> = was_primary.collect();
         let changed = self.nodes[node].die(power);
@@ -83,6 +84,10 @@ impl World {
         it.split_brain = false;
         self.refuse_old_links(node);
         let opts = self.nodes[node].params.disk.clone();
+        let resource = self.nodes[node].params.resource;
+        if resource != ResourceOptions::default() {
+            self.command(node, 0, Order::Recycle, Command::ResourceOptions(resource));
+        }
         for volume in 0..self.differs.len() {
             self.nodes[node].volumes[volume].configured = true;
             self.command(node, volume, Order::Recycle, Command::NewVolume(opts.clone()));
@@ -187,6 +192,8 @@ impl World {
             Order::Outdate => "outdate",
             Order::PauseSync => "pause-sync",
             Order::ResumeSync => "resume-sync",
+            Order::SuspendIo => "suspend-io",
+            Order::ResumeIo => "resume-io",
             Order::AlUpdates(_) | Order::Rate(_) => "disk-options",
             Order::Net(_) => "net-options",
             Order::TwoPrimaries(_) => "net-options allow-two-primaries",
@@ -220,6 +227,7 @@ impl World {
                     node.params.net.two_primaries = on;
                 }
             }
+            Order::ResumeIo if result.is_ok() => self.forget_freeze(node),
             _ => {}
         }
         self.nodes[node].results.insert(id, result);
@@ -236,6 +244,9 @@ impl World {
             return;
         }
         let command = match order {
+            Order::Primary { .. } if self.is_constrained(node) => {
+                return self.coverage.count(Group::Fault, "a fenced node is not promoted");
+            }
             Order::Primary { force } => {
                 self.nodes[node].volumes[volume].forcing += u32::from(force);
                 Command::Primary { force }
@@ -243,6 +254,10 @@ impl World {
             Order::Secondary { close } => {
                 if close {
                     self.close_clients(node, volume);
+                    if self.peace && self.nodes[node].volumes[volume].seen.is_suspended() {
+                        // What waits would wait for ever, and the demotion with it.
+                        self.order(node, volume, Order::ResumeIo);
+                    }
                 }
                 Command::Secondary
             }
@@ -261,6 +276,11 @@ impl World {
             Order::Outdate => Command::Outdate,
             Order::PauseSync => Command::PauseSync,
             Order::ResumeSync => Command::ResumeSync,
+            Order::SuspendIo => Command::SuspendIo,
+            Order::ResumeIo => {
+                self.forget_freeze(node);
+                Command::ResumeIo
+            }
             Order::AlUpdates(al_updates) => {
                 self.nodes[node].params.disk.al_updates = al_updates;
                 Command::DiskOptions(self.nodes[node].params.disk.clone())
@@ -400,6 +420,7 @@ impl World {
                 }
             }
         }
+        self.lift_constraints(false);
         for volume in 0..self.differs.len() {
             self.promote(volume, bold);
         }
@@ -439,6 +460,7 @@ impl World {
         if !(0..self.differs.len()).any(|volume| no_good(self, volume)) {
             return;
         }
+        self.lift_constraints(true);
         self.coverage.count(Group::Fault, "last resort");
         for node in [A, B] {
             self.crash(node, false);
@@ -467,6 +489,10 @@ impl World {
         for volume in 0..self.differs.len() {
             if self.nodes[node].volumes[volume].seen.user_isp {
                 self.order(node, volume, Order::ResumeSync);
+            }
+            let seen = self.nodes[node].volumes[volume].seen;
+            if seen.susp || (seen.is_suspended() && self.rounds.is_multiple_of(6)) {
+                self.order(node, volume, Order::ResumeIo);
             }
         }
         if self.nodes[node].params.disk.resync_rate.is_some() {
@@ -524,8 +550,9 @@ impl World {
         if is(A) || is(B) {
             return self.promote_second(volume);
         }
-        let prefer = if up[self.prefer] { self.prefer } else { 1 - self.prefer };
-        if !up[prefer] {
+        let may = [A, B].map(|n| up[n] && !self.is_constrained(n));
+        let prefer = if may[self.prefer] { self.prefer } else { 1 - self.prefer };
+        if !may[prefer] {
             return;
         }
         let seen = self.nodes[prefer].volumes[volume].seen;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::options::{DiskOptions, NetOptions, ResourceOptions};
 
 /// One node's settings.
 #[derive(Clone, Debug)]
@@ -15,6 +15,14 @@ pub struct NodeParams {
     pub net: NetOptions,
     /// Settings of the disks.
     pub disk: DiskOptions,
+    /// Settings of the resource.
+    pub resource: ResourceOptions,
+    /// Typical time of the fence-peer helper, nanoseconds.
+    pub helper_ns: u64,
+    /// Percent of its runs that are broken.
+    pub helper_broken: u64,
+    /// Percent of the others that shoot the peer, whatever it is doing.
+    pub helper_shoots: u64,
     /// Metadata on a device of its own, with a cache of its own.
     pub external_meta: bool,
     /// Stripes of the activity log's ring, and their size in blocks of 4 KiB.
@@ -172,6 +180,10 @@ pub enum Order {
     PauseSync,
     /// resume-sync.
     ResumeSync,
+    /// suspend-io.
+    SuspendIo,
+    /// resume-io.
+    ResumeIo,
     /// disk-options: keep the activity log or not.
     AlUpdates(bool),
     /// disk-options: fixed resync rate in MiB/s; 0: none.
@@ -410,6 +422,15 @@ impl fmt::Display for Params {
                 node.disk_ns / 1000,
                 node.meta_ns.unwrap_or(node.disk_ns) / 1000,
                 node.eager_batches
+            )?;
+            writeln!(
+                f,
+                "{name}: fencing {:?}, suspends without data {}, helper {} ms, {} % broken, {} % shoot",
+                node.disk.fencing,
+                node.resource.suspend_without_data,
+                node.helper_ns / 1_000_000,
+                node.helper_broken,
+                node.helper_shoots
             )?;
             writeln!(
                 f,

@@ -19,7 +19,7 @@ use super::stamp::{Content, WriteId};
 use super::world::{A, Answers, B, World};
 use crate::engine::dirty::Bitmap;
 use crate::engine::fault::Fault;
-use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::engine::options::{DiskOptions, NetOptions, OnIoError, ResourceOptions};
 use crate::units::BmBit;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::ConnState;
@@ -61,6 +61,10 @@ impl Scenario {
                 ..NetOptions::default()
             },
             disk: DiskOptions { al_extents: 67, ..DiskOptions::default() },
+            resource: ResourceOptions::default(),
+            helper_ns: 20_000_000,
+            helper_broken: 0,
+            helper_shoots: 0,
             external_meta: false,
             al_stripes: (1, 8),
             version: 101,

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::coverage::{Coverage, Group};
 use super::device::PAGE;
+use super::fencing::Fence;
 use super::model::{Model, Scene, Tick};
 use super::net::Link;
 use super::node::{Ambush, Node};
@@ -20,7 +21,7 @@ use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
 use super::stamp::{Content, WriteId};
 use super::trace::Trace;
-use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
+use crate::engine::event::{Event, HandlerRun, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::undo::UndoAnswer;
 use crate::units::Timestamp;
@@ -63,6 +64,8 @@ pub(super) enum Due {
     Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
     Back { node: usize },
+    /// A fence-peer helper ends; `losses` of the peer so far when it began.
+    Helper { node: usize, life: u64, run: HandlerRun, losses: u64 },
     /// A step of the plan.
     Step(usize),
 }
@@ -76,6 +79,7 @@ impl Due {
             | Self::Lost { node, .. }
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
+            | Self::Helper { node, .. }
             | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
@@ -117,6 +121,8 @@ pub enum Checker {
     Memory,
     /// Every request is answered once.
     Requests,
+    /// P7: nothing is acknowledged while I/O has to be frozen.
+    Frozen,
     /// Status tells the truth.
     Status,
     /// What a split brain's victim had can be restored.
@@ -136,6 +142,7 @@ impl Checker {
             Self::Covered => "P4 covered",
             Self::Discarded => "P5 discarded",
             Self::Settles => "P6 settles",
+            Self::Frozen => "P7 frozen",
             Self::Metadata => "metadata",
             Self::Memory => "memory",
             Self::Requests => "requests",
@@ -235,6 +242,7 @@ pub struct World {
     /// When the last resync of a volume began.
     pub(super) resync_since: Vec<Tick>,
     pub(super) dice: Dice,
+    pub(super) fences: [Fence; 2],
     pub(super) trace: Trace,
     pub(super) coverage: Coverage,
     pub(super) stats: Stats,
@@ -262,6 +270,7 @@ pub(super) struct Dice {
     pub net: Rng,
     pub driver: Rng,
     pub engine: Rng,
+    pub helper: Rng,
     pub undo: Rng,
 }
 
@@ -312,8 +321,10 @@ impl World {
                 net: Rng::stream(seed, 5),
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
+                helper: Rng::stream(seed, 21),
                 undo: Rng::stream(seed, 8),
             },
+            fences: [Fence::default(); 2],
             trace: Trace::new(lines),
             coverage: Coverage::default(),
             stats: Stats::default(),
@@ -415,6 +426,9 @@ impl World {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
             }
+            Due::Helper { node, life, run, losses } if self.nodes[node].life == life => {
+                self.helper_ends(node, run, losses);
+            }
             Due::Step(at) => {
                 let step = self.steps[at];
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
@@ -424,6 +438,7 @@ impl World {
             | Due::Timer { .. }
             | Due::Continue { .. }
             | Due::Batch { .. }
+            | Due::Helper { .. }
             | Due::Late { .. }
             | Due::Undo { .. } => {}
         }

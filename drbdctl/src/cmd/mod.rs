@@ -108,6 +108,8 @@ pub const TABLE: &[Row] = &[
     row("outdate", Volume, &[], simple::outdate, "Mark the data of this node as outdated"),
     row("pause-sync", Volume, &[], simple::pause_sync, "Pause resync"),
     row("resume-sync", Volume, &[], simple::resume_sync, "Resume resync"),
+    row("suspend-io", Volume, &[], simple::suspend_io, "Let all I/O of the resource wait"),
+    row("resume-io", Volume, &[], simple::resume_io, "Let I/O go on that waits: for this, for fencing, or for data"),
     row(
         "new-current-uuid",
         Volume,
@@ -235,8 +237,6 @@ pub const TABLE: &[Row] = &[
     hidden(row("adjust", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("adjust-with-progress", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("verify", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("suspend-io", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("resume-io", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("set-gi", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("dump-xml", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("wait-con-int", Nothing, &[], config::unavailable, "Not available in this version")),

@@ -344,14 +344,14 @@ fn everything_without_effect_is_listed_once_with_its_place() {
     let list = config(&format!(
         "resource r {{ net {{ after-sb-0pri disconnect; rr-conflict violently; allow-two-primaries no; verify-alg sha1; }}
            disk {{ fencing dont-care; c-plan-ahead 0; disk-timeout 10; }} handlers {{ pri-lost x; }}
-           options {{ on-no-data-accessible suspend-io; }} {TWO_HOSTS} }}"
+           options {{ cpu-mask f; on-no-data-accessible suspend-io; }} {TWO_HOSTS} }}"
     ))
     .not_yet_effective();
     let texts: Vec<_> = list.iter().map(|n| format!("{}: {}", n.place, n.option)).collect();
     assert_eq!(
         texts,
         [
-            "resource r, options: on-no-data-accessible suspend-io",
+            "resource r, options: cpu-mask f",
             "resource r, net: rr-conflict violently",
             "resource r, net: verify-alg sha1",
             "resource r, disk: disk-timeout 10",

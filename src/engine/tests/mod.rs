@@ -3,10 +3,12 @@
 mod bad_disks;
 mod bitmaps;
 mod crash;
+mod fencing;
 mod lost_link;
 mod pair;
 mod regressions;
 mod storm;
+mod suspend;
 mod two_primaries;
 
 use crash::range;

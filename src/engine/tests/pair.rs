@@ -11,7 +11,8 @@ use super::crash::{range, read, write};
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientResult, CommandError, DiskOp, LinkAction, Notice};
 use crate::engine::event::{
-    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
+    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, HandlerRun, LinkEvent, LinkNr, OpId, RequestId,
+    Socket, Timer,
 };
 use crate::engine::handler::Handler;
 use crate::engine::load::{DiskFacts, load};
@@ -56,6 +57,9 @@ pub(super) struct Node {
     /// Helpers that were run, in order, and the exit codes of those that are not to end with 0.
     pub helpers: Vec<Handler>,
     pub exit_codes: BTreeMap<Handler, u8>,
+    /// Helpers take their time: those under way, in order, for [`Pair::end_helper`].
+    pub slow_helpers: bool,
+    pub late: Vec<HandlerRun>,
 }
 
 impl Node {
@@ -84,6 +88,8 @@ impl Node {
             closing: false,
             helpers: Vec::new(),
             exit_codes: BTreeMap::new(),
+            slow_helpers: false,
+            late: Vec::new(),
         }
     }
 
@@ -182,6 +188,9 @@ impl Pair {
             Action::Undo { .. } => {}
             Action::RunHandler { run, handler, .. } => {
                 node.helpers.push(handler);
+                if node.slow_helpers {
+                    return node.late.push(run);
+                }
                 let code = node.exit_codes.get(&handler).copied().unwrap_or(0);
                 self.event(n, Event::HandlerDone { run, code });
             }
@@ -266,6 +275,11 @@ impl Pair {
         if let Some(link) = self.nodes[to].link {
             self.event(to, Event::Packet { link, socket, volume, packet });
         }
+    }
+
+    /// A helper that takes its time ends.
+    pub(super) fn end_helper(&mut self, n: usize, run: HandlerRun, code: u8) {
+        self.event(n, Event::HandlerDone { run, code });
     }
 
     /// Both nodes lose the link; what was under way is gone.

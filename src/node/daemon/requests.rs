@@ -45,6 +45,8 @@ pub fn name(request: &Request) -> &'static str {
         Request::Resize { .. } => "resize",
         Request::PauseSync { .. } => "pause-sync",
         Request::ResumeSync { .. } => "resume-sync",
+        Request::SuspendIo { .. } => "suspend-io",
+        Request::ResumeIo { .. } => "resume-io",
         Request::DiskOptions { .. } => "disk-options",
         Request::NetOptions { .. } => "net-options",
         Request::ResourceOptions { .. } => "resource-options",
@@ -108,6 +110,8 @@ impl Daemon {
             }
             Request::PauseSync { resource, volume } => command(resource, volume, Command::PauseSync).await.into(),
             Request::ResumeSync { resource, volume } => command(resource, volume, Command::ResumeSync).await.into(),
+            Request::SuspendIo { resource, volume } => command(resource, volume, Command::SuspendIo).await.into(),
+            Request::ResumeIo { resource, volume } => command(resource, volume, Command::ResumeIo).await.into(),
             Request::DiskOptions { resource, volume, options, set_defaults } => {
                 self.disk_options(&resource, volume, options, set_defaults).await.into()
             }

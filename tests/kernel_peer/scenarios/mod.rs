@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk_loss;
+mod fencing;
 mod metadata;
 mod refusals;
 mod resize;
@@ -41,6 +42,18 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "disk_loss::inconsistent_kernel_primary_reads", run: disk_loss::inconsistent_kernel_primary_reads },
     Case { name: "two_primaries::concurrent_writers", run: two_primaries::concurrent_writers },
     Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
+    Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
+    Case {
+        name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",
+        run: fencing::a_diskless_udrbd_primary_waits_for_the_kernel,
+    },
+    Case {
+        name: "fencing::the_secondary_is_outdated_by_a_disconnect",
+        run: fencing::the_secondary_is_outdated_by_a_disconnect,
+    },
+    Case { name: "fencing::exit_codes_under_resource_only", run: fencing::exit_codes_under_resource_only },
+    Case { name: "fencing::exit_codes_under_stonith", run: fencing::exit_codes_under_stonith },
+    Case { name: "fencing::a_promotion_asks_the_helper", run: fencing::a_promotion_asks_the_helper },
     Case { name: "split_brain::the_victims_data_come_back", run: split_brain::the_victims_data_come_back },
     Case { name: "metadata::kernel_disk_to_udrbd_and_back", run: metadata::kernel_disk_to_udrbd_and_back },
     Case { name: "metadata::dumps_are_equal", run: metadata::dumps_are_equal },
