@@ -306,9 +306,6 @@ impl Engine {
                     self.release_denied(v);
                 }
                 self.resize_link_lost(v, &old, &new);
-                if new.conn == ConnState::Connected {
-                    self.grow_if_due(v);
-                }
                 self.submit_held_back(v);
                 self.admit(v);
                 self.retry_blocked(v);
@@ -348,9 +345,16 @@ impl Engine {
             Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
             Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
-            Effect::SetNewCurrentUuidPending => {
+            Effect::SetNewCurrentUuidPending if self.freezes_requests() => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.new_uuid_pending = true;
+                }
+            }
+            // An effect before this one has let I/O go on: nothing is put off any more.
+            Effect::SetNewCurrentUuidPending => {
+                if self.state_context(v).bitmap_uuid_unset {
+                    self.new_current_uuid(v);
+                    self.send_uuids_durably(v);
                 }
             }
             Effect::SendSyncUuid => self.make_sync_uuid(v),

@@ -45,7 +45,7 @@ pub(crate) struct Resizing {
     moving: bool,
     /// This node has grown by an order: the peer's sizes begin the resync of the new part.
     pub(crate) pending: bool,
-    /// The peer wants this node to grow: when the metadata have moved and no resync runs, with these flags.
+    /// The peer wants this node to grow: when the metadata have moved, with these flags.
     follow: Option<DdsFlags>,
     /// The new part is resynced when both disks are known to be good.
     pub(crate) after_negotiation: bool,
@@ -306,13 +306,17 @@ impl Engine {
         }
     }
 
-    /// Grows as the peer wants, unless something is in the way.
-    pub(crate) fn grow_if_due(&mut self, v: VolumeNr) {
+    /// Grows as the peer wants. Where a resync began meanwhile it only hears how much room there is now: the next `resize`
+    /// takes it. (At the end of that resync the peer may not know yet that it is over, and a new one would meet the old.)
+    fn grow_if_due(&mut self, v: VolumeNr) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if vol.resize.moving || vol.state.conn != ConnState::Connected {
+        let Some(flags) = vol.resize.follow.take() else { return };
+        if vol.state.conn > ConnState::Connected {
+            return self.send_sizes_with(v, false, flags);
+        }
+        if vol.state.conn < ConnState::Connected {
             return;
         }
-        let Some(flags) = vol.resize.follow.take() else { return };
         let Some(disk) = vol.disk.as_ref().filter(|_| vol.state.disk >= DiskState::Inconsistent) else { return };
         let size = new_size(disk.capacity, vol.peer.disk_size, disk.sb.effective_size, vol.opts.size);
         let grows = size > vol.size;

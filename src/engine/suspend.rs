@@ -40,7 +40,7 @@ impl Engine {
     }
 
     /// Whether the loss of the link leaves unacknowledged writes as they are.
-    fn freezes_requests(&self) -> bool {
+    pub(crate) fn freezes_requests(&self) -> bool {
         self.volumes.values().next().is_some_and(|vol| vol.state.susp_nod || vol.state.susp_fen)
     }
 

@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::last_known::LastKnownFile;
 use super::volume::Devices;
 use crate::control::ErrorReply;
+use crate::disk::last_known::LastKnownFile;
 use crate::disk::meta_file::{Access, MetaFile};
 use crate::disk::{BLOCK_BYTES_MIN, BackingDevice, ClaimScope, DiskError, DiskErrorKind, OpenOptions};
 use crate::engine::event::{AttachedDisk, Geometry};

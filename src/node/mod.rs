@@ -26,7 +26,6 @@ pub mod daemon;
 pub mod exports;
 pub mod helper;
 pub mod keeper;
-pub mod last_known;
 pub mod options;
 pub mod run;
 pub mod startup;

@@ -43,7 +43,7 @@ impl World {
             }
         }
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
-        if op != ClientOp::Flush && start + count > self.nodes[node].volumes[volume].size {
+        if self.grown[volume] && op != ClientOp::Flush && start + count > self.nodes[node].volumes[volume].size {
             // The device has not grown yet, and a client sees its end.
             return;
         }

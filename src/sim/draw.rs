@@ -360,7 +360,7 @@ impl Draft {
             if self.rng.percent(50) {
                 // In the middle of the move, on either side of it.
                 let node = if self.rng.percent(70) { node } else { 1 - node };
-                let after = u32::try_from(self.rng.within(1, 25)).unwrap_or(1);
+                let after = u32::try_from(self.rng.pick(&[1, 1, 2, 3, 5, 10, 25])).unwrap_or(1);
                 let power = self.rng.coin();
                 self.add(when + 1, Happening::Crash { node, power, after });
                 let again = when + self.rng.around(SECOND);

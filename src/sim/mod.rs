@@ -31,6 +31,7 @@ mod act;
 mod begin;
 mod check;
 mod clients;
+mod growth;
 mod links;
 mod operator;
 mod reads;

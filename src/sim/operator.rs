@@ -11,8 +11,6 @@ use crate::engine::load::{LoadError, load_moved};
 use crate::engine::options::{NetOptions, ResizeOptions, ResourceOptions};
 use crate::meta::MetaError;
 use crate::meta::relocate::LastKnown;
-use crate::units::VolumeNr;
-use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -327,32 +325,6 @@ impl World {
             }
         };
         self.command(node, volume, order, command);
-    }
-
-    /// A device has more room from now on.
-    pub(super) fn grow(&mut self, node: usize, volume: usize, kib: u64) {
-        let Some(vol) = self.nodes[node].volumes.get_mut(volume) else { return };
-        // Twice within one move, and nobody remembers where the metadata are.
-        let known = vol.meta.is_some() || vol.known_bytes == vol.data.len();
-        if known {
-            vol.data.grow(kib << 10);
-            self.grown[volume] = true;
-            self.fault("device grows");
-        }
-    }
-
-    /// As the driver does before it hands over the peer's sizes.
-    pub(super) fn look_if_sizes(&mut self, node: usize, volume: VolumeNr, packet: &Packet) {
-        if matches!(packet, Packet::Sizes(_)) {
-            self.look_at_sizes(node, usize::from(volume.0));
-        }
-    }
-
-    /// The driver looks at the sizes of a volume's devices.
-    pub(super) fn look_at_sizes(&mut self, node: usize, volume: usize) {
-        let Some(vol) = self.nodes[node].volumes.get(volume).filter(|vol| vol.open) else { return };
-        let sizes = vol.sizes();
-        self.event(node, Event::DiskSize { volume: nr(volume), sizes });
     }
 
     fn close_clients(&mut self, node: usize, volume: usize) {

@@ -283,15 +283,7 @@ impl World {
         let mut disks = Rng::stream(seed, 3);
         let sizes = |n: usize| params.volumes.iter().map(|size| size[n]).collect::<Vec<_>>();
         let nodes = [0, 1].map(|n| Node::new(params.nodes[n].clone(), &sizes(n), &mut disks));
-        let grows = |volume: usize| -> u64 {
-            let kib = plan.steps.iter().map(|step| match step.what {
-                Happening::Grow { volume: which, kib, .. } if which == volume => kib,
-                _ => 0,
-            });
-            kib.sum::<u64>() << 10
-        };
-        let sectors = params.volumes.iter().enumerate();
-        let sectors: Vec<u64> = sectors.map(|(v, [a, b])| ((*a.max(b)) + grows(v)).div_ceil(512)).collect();
+        let sectors = super::growth::sectors(plan);
         let count = params.volumes.len();
         let mut world = Self {
             params,
@@ -580,7 +572,7 @@ impl World {
         }
     }
 
-    fn compare_page(&mut self, volume: usize, page: u64) {
+    pub(super) fn compare_page(&mut self, volume: usize, page: u64) {
         let (a, b) = (self.nodes[A].volumes[volume].data.page(page), self.nodes[B].volumes[volume].data.page(page));
         let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
         let equal = match (a, b) {
@@ -592,25 +584,6 @@ impl World {
             self.differs[volume].remove(&page);
         } else {
             self.differs[volume].insert(page);
-        }
-    }
-
-    /// Bytes of a volume that both nodes use for data.
-    pub(super) fn data_bytes(&self, volume: usize) -> u64 {
-        // Internal metadata of devices of these sizes take less than the last MiB, of which clients use nothing.
-        let first = self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20);
-        first.max(self.compared[volume])
-    }
-
-    /// A node has announced a size: what both have is data from now on.
-    pub(super) fn size_announced(&mut self, volume: usize) {
-        let bytes = self.nodes.iter().map(|n| n.volumes[volume].size * 512).min().unwrap_or(0);
-        let old = self.data_bytes(volume);
-        if self.grown[volume] && bytes > old {
-            self.compared[volume] = bytes / PAGE * PAGE;
-            for page in old / PAGE..bytes / PAGE {
-                self.compare_page(volume, page);
-            }
         }
     }
 

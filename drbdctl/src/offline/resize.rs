@@ -1,10 +1,10 @@
 //! `check-resize` of a disk that is not attached.
 
 use udrbd::config::model::{MetaDisk, Volume};
+use udrbd::disk::last_known::LastKnownFile;
 use udrbd::disk::meta_file::Access;
 use udrbd::meta::relocate::{Checked, check as look};
 use udrbd::meta::{MetaIo, offline};
-use udrbd::node::last_known::LastKnownFile;
 
 use super::device::{self, failed};
 use crate::context::Context;

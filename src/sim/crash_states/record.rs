@@ -99,6 +99,12 @@ impl Recording {
         Self { name, meta_bytes, known_bytes: None, meta_medium, place, ops: Vec::new(), steps: Vec::new(), start: 0 }
     }
 
+    /// The device has so many KiB more, and nobody has remembered that yet.
+    pub(super) const fn grow(&mut self, kib: u64) {
+        self.known_bytes = Some(self.meta_bytes);
+        self.meta_bytes += kib << 10;
+    }
+
     /// What the daemon remembers of the device.
     pub(super) fn last_known(&self) -> Option<LastKnown> {
         self.known_bytes.map(|size_bytes| LastKnown { size_bytes, device: None, device_uuid: None })

@@ -25,7 +25,7 @@ use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
 use crate::engine::undo::{UndoAnswer, UndoOrder};
 use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaKind, Place};
+use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaIo, MetaKind, Place};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, Role};
@@ -348,7 +348,7 @@ impl World {
             }
             DiskOp::MetaWrite { offset, data, .. } => {
                 // Positions come from a layout of this device.
-                let _ = crate::meta::MetaIo::write_at(&mut node.meta, *offset, data);
+                let _ = MetaIo::write_at(&mut node.meta, *offset, data);
                 None
             }
             _ => None,
@@ -521,12 +521,11 @@ impl World {
 
     /// The device of every node has so many KiB more, and the drivers have seen it.
     pub(super) fn grow(&mut self, kib: u64) {
-        let old = self.recording.meta_bytes;
-        (self.recording.known_bytes, self.recording.meta_bytes) = (Some(old), old + (kib << 10));
-        let meta = Sectors::from_bytes_floor(self.recording.meta_bytes);
+        self.recording.grow(kib);
+        let sizes = DeviceSizes::one(Sectors::from_bytes_floor(self.recording.meta_bytes));
         for n in 0..self.nodes.len() {
             self.nodes[n].meta.resize(self.recording.meta_bytes);
-            self.event(n, Event::DiskSize { volume: V, sizes: DeviceSizes::one(meta) });
+            self.event(n, Event::DiskSize { volume: V, sizes });
         }
     }
 
@@ -534,13 +533,10 @@ impl World {
     pub(super) fn attach(&mut self, n: usize, opts: DiskOptions) -> Result<bool, LoadError> {
         let (place, facts) = (self.shape.place(), facts(&self.recording));
         let Some(node) = self.nodes.get_mut(n) else { return Ok(false) };
-        let loaded = if n == self.recorded {
-            let known = self.recording.last_known();
-            let mut io = RecordIo { io: &mut node.meta, recording: &mut self.recording };
-            load_moved(&mut io, place, facts, known.as_ref())?
-        } else {
-            load_moved(&mut node.meta, place, facts, self.recording.last_known().as_ref())?
-        };
+        let known = self.recording.last_known();
+        let mut recorded = RecordIo { io: &mut node.meta, recording: &mut self.recording };
+        let io: &mut dyn MetaIo = if n == self.recorded { &mut recorded } else { recorded.io };
+        let loaded = load_moved(io, place, facts, known.as_ref())?;
         Ok(self.run(n, Command::Attach(Box::new(loaded.disk), opts)))
     }
 

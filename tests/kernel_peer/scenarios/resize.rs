@@ -110,7 +110,8 @@ pub fn the_kernel_takes_a_moved_disk_over(bench: &mut Bench) -> Outcome {
     conf.hosts[0].disks = vec!["/dev/loop0".to_owned()];
     let kernel = bench.kernel()?;
     // A loop device of the kernel node, over a copy in its memory.
-    kernel.guest.sh("cp /lab/moved.img /tmp/moved.img && losetup /dev/loop0 /tmp/moved.img")?;
+    kernel.guest.sh("modprobe -q loop || true; test -e /dev/loop0 || mknod /dev/loop0 b 7 0\n\
+         cp /lab/moved.img /tmp/moved.img && losetup /dev/loop0 /tmp/moved.img")?;
     std::fs::remove_file(&shared)?;
     kernel.configure(&conf)?;
     let theirs = kernel.drbdadm("dump-md r0")?;
