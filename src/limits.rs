@@ -63,6 +63,9 @@ pub const CONGESTION_POSTPONE_MS: u64 = 100;
 /// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
 /// of the peer's flush delay.
 pub const BARRIER_DELAY_MS: u64 = 5;
+/// How long an own write that a kernel refused for a write of its own waits for that one before it is sent again, in
+/// milliseconds; our choice, far longer than what is already on its way takes.
+pub const CONFLICT_RESEND_MS: u64 = 100;
 /// Most resync answers that a target may leave unacknowledged; twice what the largest `max-buffers` of a kernel allows.
 pub const RESYNC_UNACKED_MAX: usize = 131_072;
 /// Largest resync request of our own, in bytes.

@@ -58,8 +58,7 @@ option_section!(
     /// Drop a peer that does not finish one write in this many timeouts; 0 = never.
     "ko-count" ko_count: u32 = num(0, 200, 7), PLAIN;
     /// Both nodes may be Primary.
-    "allow-two-primaries" allow_two_primaries: bool = flag(false),
-        PLAIN.pending(&["no"], "a second Primary is refused for now");
+    "allow-two-primaries" allow_two_primaries: bool = flag(false), PLAIN;
     /// Digest for peer authentication (HMAC).
     "cram-hmac-alg" cram_hmac_alg: String = text(TEXT_LEN_MAX), PLAIN.online(Online::Reconnect);
     /// Key for peer authentication.

@@ -394,6 +394,12 @@ impl Engine {
                     self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
                     return self.wait(pending, Wait::Timer);
                 }
+                Attempt::Refused(_) if answer == Some(StateResult::ConcurrentStChg) && p.tries < 4 => {
+                    // Both are being promoted at the same time: the peer's own change has to be through first.
+                    let at = self.now.after(Duration::from_millis(100));
+                    self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
+                    return self.wait(pending, Wait::Timer);
+                }
                 Attempt::Refused(code) => return self.command_done(id, Err(CommandError::State(code))),
             }
         }

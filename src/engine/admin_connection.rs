@@ -122,20 +122,27 @@ impl Engine {
         if self.conn.opts.is_none() {
             return Err(CommandError::Code { code: 162, detail: String::from("unknown connection") });
         }
+        let connected = self.conn.state >= ConnState::WfReportParams;
+        let told = |o: &NetOptions| (o.protocol, o.two_primaries, o.integrity_alg.as_str().to_owned());
+        let told_differs = self.conn.opts.as_ref().is_some_and(|old| told(old) != told(&opts));
+        if connected && self.conn.version < 100 && told_differs {
+            return Err(err(163));
+        }
+        let both_primary =
+            |vol: &super::volume::Volume| vol.state.role == Role::Primary && vol.state.peer == Role::Primary;
+        if !opts.two_primaries && self.two_primaries() && self.volumes.values().any(both_primary) {
+            return Err(err(164));
+        }
         if opts.two_primaries && opts.protocol != ReplProtocol::C {
             return Err(err(139));
         }
         if self.volumes.values().any(|vol| self.stonith_with_a(vol.opts.fencing, Some(opts.protocol))) {
             return Err(err(154));
         }
-        let connected = self.conn.state >= ConnState::WfReportParams;
-        if connected && self.conn.version < 100 {
-            return Err(err(163));
-        }
         self.epochs.close();
         self.send_due_barrier();
         self.conn.opts = Some(opts);
-        if connected {
+        if connected && self.conn.version >= 100 {
             self.send_protocol_update();
             for v in self.volume_numbers() {
                 self.send_sync_param(v);

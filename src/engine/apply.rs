@@ -26,8 +26,7 @@ impl Engine {
         let ids = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids);
         StateContext {
             has_net_config: self.conn.opts.is_some(),
-            // A second Primary is always refused in this version.
-            allow_two_primaries: false,
+            allow_two_primaries: self.two_primaries(),
             peer_primary_on_other_volume: others().any(|o| o.state.peer == Role::Primary),
             fencing: vol.map_or(Fencing::DontCare, |vol| vol.opts.fencing),
             on_no_data_suspend: self.opts.suspend_without_data,
@@ -125,11 +124,19 @@ impl Engine {
         {
             vol.early_sync_uuid = None;
         }
+        let untold = self.faulty(Fault::BitsBelievedUntold);
         if let Some(vol) = self.volumes.get_mut(&v) {
             let exchanged = matches!(new.conn, ConnState::SyncTarget | ConnState::PausedSyncT);
             if new.disk == DiskState::UpToDate || exchanged {
                 vol.bits_known = true;
             } else if new.disk < DiskState::Inconsistent || new.conn == ConnState::WfBitMapT {
+                vol.bits_known = false;
+            } else if new.disk == DiskState::Inconsistent
+                && new.peer == Role::Primary
+                && new.conn == ConnState::Connected
+                && !untold
+            {
+                // Its writes stay over there, and nobody tells this node which.
                 vol.bits_known = false;
             }
         }

@@ -104,6 +104,9 @@ pub(crate) struct Connection {
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
     pub(crate) barrier_timer: bool,
+    /// Packets of the data socket that wait for acknowledgements on the meta socket, and how long they may.
+    pub(crate) stalled: VecDeque<(VolumeNr, Packet)>,
+    pub(crate) stalled_until: Timestamp,
     /// Why there is no connection, if the last attempt said so.
     pub(crate) refused: Option<Refused>,
 }
@@ -142,6 +145,8 @@ impl Connection {
             since: Timestamp(0),
             request_timer: false,
             barrier_timer: false,
+            stalled: VecDeque::new(),
+            stalled_until: Timestamp(0),
             refused: None,
         }
     }
@@ -298,6 +303,7 @@ impl Engine {
         for v in self.volume_numbers() {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.seq = SeqNr(0);
+                vol.peer_seq = SeqNr(0);
                 vol.discard_my_data = discard_my_data;
                 vol.counters.sent = 0;
                 vol.counters.received = 0;
@@ -375,6 +381,7 @@ impl Engine {
         conn.state_sent = false;
         conn.held.clear();
         conn.urgent.clear();
+        conn.stalled.clear();
         conn.awaiting_sent.clear();
         conn.ping_waiters.clear();
         conn.ping_at = None;

@@ -227,6 +227,10 @@ pub enum Timer {
     LeaveAhead(VolumeNr),
     /// A command retries after a transient state.
     CommandRetry,
+    /// Acknowledgements that a packet of the data socket waits for did not come.
+    MissingAcks,
+    /// Own writes that the peer refused are looked at.
+    Conflict,
 }
 
 /// Something that happened.

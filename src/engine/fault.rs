@@ -135,6 +135,23 @@ faults! {
             "A write of a node that is Ahead is neither marked nor announced.";
         AheadFlaps, "ahead-flaps",
             "A node leaves Ahead at once, however often it went there (S33).";
+        // Two Primaries.
+        ConflictIgnored, "conflict-ignored",
+            "The node that decides applies the peer's write over its own: each node keeps the other's (S34).";
+        SupersededEarly, "superseded-early",
+            "A superseded write is acknowledged before the write that replaces it is here.";
+        SupersededUnwritten, "superseded-unwritten",
+            "The peer's write is called superseded before the own one is on the disk.";
+        SequenceIgnored, "sequence-ignored",
+            "A write of the peer does not wait for the acknowledgement that was sent before it.";
+        RetryForgotten, "retry-forgotten",
+            "A write that is to be sent again counts as done.";
+        UndecidedEpochAcked, "undecided-epoch-acked",
+            "A barrier is acknowledged before a waiting write of its epoch is decided (S13).";
+        BitsBelievedUntold, "bits-believed-untold",
+            "A Primary whose disk is bad reads blocks from it that the other Primary has written alone.";
+        OwnWriteOvertakes, "own-write-overtakes",
+            "An own write begins over one of the peer that waits.";
         // Suspended I/O and fencing.
         CompletedSuspended, "completed-suspended",
             "Requests are completed though I/O is suspended.";

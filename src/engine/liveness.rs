@@ -134,7 +134,8 @@ impl Engine {
             .map(|(_, r)| r.started)
             .min();
         let unsent = (self.conn.data_queued > self.conn.data_sent).then_some(self.conn.sent_progress);
-        let waits = [oldest_request, self.epochs.oldest_barrier(), unsent];
+        let oldest_conflict = self.oldest_conflict();
+        let waits = [oldest_request, self.epochs.oldest_barrier(), unsent, oldest_conflict];
         let Some(oldest) = waits.into_iter().flatten().min() else { return };
         let oldest = oldest.max(self.conn.since);
         let due = oldest.after(timeout);

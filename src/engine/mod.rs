@@ -6,7 +6,8 @@
 //! events the driver hands over [`Event::BatchEnd`]. Time only comes in through `now`; timers are data ([`Timer`]).
 //!
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
-//! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
+//! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers
+//! received), `conflict` and `two_primaries` (where the two meet); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
 //! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
@@ -38,6 +39,7 @@ mod apply;
 mod bitmap_xfer;
 mod bits;
 mod blocks;
+mod conflict;
 mod congestion;
 mod connection;
 mod disk_state;
@@ -70,6 +72,7 @@ pub(crate) mod rng;
 mod slab;
 mod split;
 mod suspend;
+mod two_primaries;
 mod verify;
 mod volume;
 mod write;
@@ -193,7 +196,7 @@ impl Engine {
                 let stale = self.conn.link.is_some() && self.faulty(fault::Fault::StaleLinkAccepted);
                 if self.conn.link == Some(link) || stale {
                     self.note_received(socket);
-                    self.on_packet(socket, volume, packet);
+                    self.receive(socket, volume, packet);
                 }
             }
             Event::Sent { link, socket, packets } => {
@@ -254,6 +257,8 @@ impl Engine {
             Timer::DiskTimeout(v) => self.on_disk_timeout(v),
             Timer::LeaveAhead(v) => self.on_leave_ahead(v),
             Timer::CommandRetry => self.on_command_timer(),
+            Timer::MissingAcks => self.on_missing_acks(),
+            Timer::Conflict => self.on_conflict_timer(),
         }
     }
 
@@ -321,10 +326,10 @@ impl Engine {
             Packet::Ping => self.send_meta(VolumeNr(0), Packet::PingAck),
             Packet::PingAck => self.on_ping_ack(),
             Packet::DelayProbe { .. } => {}
-            // Dual primary is refused, checksum requests and verify requests are not sent, P_WSAME was not offered.
-            Packet::Superseded(_)
-            | Packet::RetryWrite(_)
-            | Packet::RsIsInSync(_)
+            Packet::Superseded(p) => self.on_write_ack(v, &p, "P_SUPERSEDED", AckKind::Superseded),
+            Packet::RetryWrite(p) => self.on_write_ack(v, &p, "P_RETRY_WRITE", AckKind::Retry),
+            // Checksum requests and verify requests are not sent, P_WSAME was not offered.
+            Packet::RsIsInSync(_)
             | Packet::OvReply { .. }
             | Packet::WriteSame(_)
             | Packet::InitialData

@@ -48,7 +48,7 @@ pub struct NetOptions {
     pub after_sb_1p: AfterSb,
     /// `after-sb-2pri`.
     pub after_sb_2p: AfterSb,
-    /// `allow-two-primaries`, compared with the peer's; a second Primary is refused all the same in this version.
+    /// `allow-two-primaries`, compared with the peer's.
     pub two_primaries: bool,
     /// `always-asbp`.
     pub always_asbp: bool,

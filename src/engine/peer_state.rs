@@ -60,9 +60,6 @@ impl Engine {
 
     /// The peer changed its settings while connected: adopted without a check, as the protocol wants.
     pub(crate) fn on_protocol_update(&mut self, p: &Protocol) {
-        if p.two_primaries && self.conn.opts.as_ref().is_some_and(|o| !o.two_primaries) {
-            self.log(Level::Warn, None, "the peer switched allow-two-primaries on; a second Primary is still refused");
-        }
         self.epochs.close();
         if let Some(o) = self.conn.opts.as_mut() {
             o.protocol = p.protocol;

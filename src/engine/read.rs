@@ -42,6 +42,8 @@ impl Engine {
             && self.conn.link.is_some()
             && state.conn >= ConnState::Connected
             && state.pdsk == DiskState::UpToDate;
+        // A peer that is Primary, too, writes alone from the moment when it agrees to a detach here.
+        let local = local && !(remote && self.leaves_disk(v));
         if local {
             if let Some(request) = self.requests.get_mut(key) {
                 request.local = Side::Pending;

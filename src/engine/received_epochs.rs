@@ -21,7 +21,7 @@ impl Engine {
 
     /// The peer's barrier: the open epoch is complete. One without writes is ignored, as the kernel does.
     pub(crate) fn on_barrier(&mut self, barrier: u32) {
-        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes > 0) {
+        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes + e.refused > 0) {
             epoch.barrier = Some(barrier);
             self.progress_epochs();
         }
@@ -110,7 +110,8 @@ impl Engine {
 
     pub(crate) fn retire_epochs(&mut self) {
         for epoch in self.rx.epochs.drain(..self.rx.covered).collect::<Vec<_>>() {
-            if let Some(barrier) = epoch.barrier {
+            // As a kernel does: one of nothing but refused writes is not acknowledged.
+            if let Some(barrier) = epoch.barrier.filter(|_| epoch.writes > 0) {
                 self.send_meta(VolumeNr(0), Packet::BarrierAck { barrier, set_size: epoch.writes });
             }
         }

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, ClientResult, Level};
 use crate::engine::al::ExtentSpan;
+use crate::engine::conflict::Standing;
 use crate::engine::event::{ClientRequest, DiskFailure, RequestId};
 use crate::engine::fault::Fault;
 use crate::engine::state::admits_io;
@@ -98,6 +99,8 @@ pub(crate) struct Request {
     /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
     /// Readers will find the old data here, wherever else the new ones are.
     pub stale_here: bool,
+    /// What the peer, as the resolver of conflicts, said of it.
+    pub standing: Standing,
     /// What it overwrites is saved, as far as that is wanted.
     pub undo_settled: bool,
 }
@@ -213,6 +216,7 @@ impl Engine {
             tried_local: false,
             tried_remote: false,
             stale_here: false,
+            standing: Standing::Free,
             undo_settled: false,
         })
     }
@@ -361,6 +365,10 @@ pub(crate) enum AckKind {
     Written,
     InSync,
     Negative,
+    /// Two Primaries: the peer's own write replaces it.
+    Superseded,
+    /// Two Primaries: to be sent again after the peer's own write.
+    Retry,
 }
 
 pub(crate) fn no_payload() -> DiskFailure {

@@ -11,6 +11,7 @@
 use crate::engine::Engine;
 use crate::engine::action::{Action, Level};
 use crate::engine::admin::{Pending, Wait};
+use crate::engine::conflict::Standing;
 use crate::engine::event::RequestId;
 use crate::engine::fault::Fault;
 use crate::engine::request::{Kind, Side};
@@ -79,9 +80,12 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.set_in_sync = false;
                 request.sync_due = false;
+                request.standing = Standing::Free;
             }
             self.progress(key);
         }
+        // What the peer, as the other Primary, refused is in no epoch.
+        self.refused_lost();
         self.reads_lost();
         for vol in self.volumes.values_mut() {
             vol.counters.pending = 0;

@@ -187,6 +187,10 @@ pub(crate) struct Volume {
     /// with the next resync, or with the next generation.
     pub missed_end: bool,
     pub seq: SeqNr,
+    /// Highest sequence number of the peer, on either socket.
+    pub peer_seq: SeqNr,
+    /// Writes of the peer that were refused for own ones and are not forgotten yet.
+    pub refused: Vec<u64>,
     pub counters: Counters,
     pub crashed_primary: bool,
     /// The peer is being promoted with force: the next state packet triggers a handshake.
@@ -290,6 +294,8 @@ impl Volume {
             target_unknown: false,
             missed_end: false,
             seq: SeqNr(0),
+            peer_seq: SeqNr(0),
+            refused: Vec::new(),
             counters: Counters::default(),
             crashed_primary: false,
             consider_resync: false,

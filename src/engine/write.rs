@@ -53,7 +53,7 @@ impl Engine {
         let Some(vol) = self.volumes.get(&v) else { return false };
         (vol.active.overlaps(range) && !self.faulty(Fault::OverlapsNotSerialised))
             || (vol.resync_ranges.overlaps(range) && !self.faulty(Fault::WriteIgnoresResync))
-            || vol.peer_active.overlaps(range)
+            || (vol.peer_active.overlaps(range) && !self.faulty(Fault::OwnWriteOvertakes))
     }
 
     pub(crate) fn begin_write(&mut self, key: u64) {
@@ -61,9 +61,13 @@ impl Engine {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
         request.registered = true;
-        let (v, range) = (request.volume, request.range);
+        let (v, range, logged) = (request.volume, request.range, request.al.is_some());
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
+        if logged {
+            // It began before, and gave way to a write of the peer.
+            return self.submit_write(key);
+        }
         self.log_activity(key);
     }
 
@@ -181,6 +185,9 @@ impl Engine {
 
     /// Sends a part where one snapshot of the state says.
     pub(crate) fn submit_part(&mut self, key: u64) {
+        if self.yields_to_peer(key) {
+            return;
+        }
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
@@ -375,6 +382,7 @@ impl Engine {
                 self.send_data(VolumeNr(0), Packet::Barrier { barrier });
             }
             self.arm_request_timeout();
+            self.ask_for_mixed_epoch();
         }
     }
 

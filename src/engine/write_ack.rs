@@ -1,6 +1,7 @@
 //! What ends the network half of a write: acknowledgements, barriers, the socket, or the loss of the link.
 
 use crate::engine::Engine;
+use crate::engine::conflict::Standing;
 use crate::engine::event::Socket;
 use crate::engine::fault::Fault;
 use crate::engine::request::{AckDue, AckKind, Kind, Side};
@@ -30,6 +31,12 @@ impl Engine {
         if how != AckKind::Negative && u64::from(ack.blksize) != request.range.bytes() {
             return self.peer_error(name, format!("acknowledges {} bytes of {}", ack.blksize, request.range.bytes()));
         }
+        if matches!(how, AckKind::Superseded | AckKind::Retry) {
+            return self.on_conflict_answer(v, key, how, name);
+        }
+        if request.standing != Standing::Free {
+            return self.peer_error(name, String::from("the peer has refused this write before"));
+        }
         let was_pending = request.net == Side::Pending;
         let still_pending = how == AckKind::Received && matches!(request.ack, AckDue::Write | AckDue::Barrier);
         let Some(request) = self.requests.get_mut(key) else { return };
@@ -54,6 +61,7 @@ impl Engine {
                 request.set_in_sync = false;
                 request.sync_due = false;
             }
+            AckKind::Superseded | AckKind::Retry => {}
         }
         let range = request.range;
         if how == AckKind::Negative {
@@ -70,6 +78,7 @@ impl Engine {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
         }
         self.progress(key);
+        self.settle_refused(v);
     }
 
     /// It is known by now what became of the peer's disk: completes what that disk could not write.
@@ -88,7 +97,7 @@ impl Engine {
             Err(error) => return self.peer_error("P_BARRIER_ACK", error.to_string()),
         };
         let answer_missing = |key: &u64| {
-            let request = self.requests.get(*key).filter(|r| r.net == Side::Pending);
+            let request = self.requests.get(*key).filter(|r| r.net == Side::Pending && r.standing == Standing::Free);
             request.is_some_and(|r| matches!(r.ack, AckDue::Receive | AckDue::Write))
         };
         if members.iter().any(answer_missing) {
@@ -99,7 +108,8 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.retired = true;
                 request.sync_due = false;
-                let (v, range, waited) = (request.volume, request.range, request.net == Side::Pending);
+                let (v, range) = (request.volume, request.range);
+                let waited = request.net == Side::Pending && request.standing == Standing::Free;
                 if waited {
                     request.net = Side::Ok;
                 }
@@ -149,6 +159,7 @@ impl Engine {
                     continue;
                 }
                 let marks = !(unmarked || (acked_unmarked && request.net == Side::Ok));
+                request.standing = Standing::Free;
                 request.net = Side::Failed;
                 request.set_in_sync = false;
                 request.sync_due = false;
@@ -160,6 +171,7 @@ impl Engine {
             }
             self.progress(key);
         }
+        self.refused_lost();
         self.reads_lost();
         for vol in self.volumes.values_mut() {
             vol.counters.pending = 0;

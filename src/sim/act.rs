@@ -341,7 +341,7 @@ impl World {
         }
         if new.conn == ConnState::ProtocolError {
             let Some(illegal) = self.nodes[node].illegal.clone() else {
-                // The engine's own decision: frozen writes are not for this peer.
+                // The engine's own decision: frozen writes are not for this peer, or its acknowledgements did not come.
                 return self.coverage.count(Group::Fault, "aborted connect");
             };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
@@ -411,7 +411,7 @@ impl World {
             );
             self.fail(Checker::Discarded, text);
         }
-        if self.primary(volume) == Some(node) {
+        if self.is_primary(node, volume) {
             self.model.new_era(self.tick, volume);
         }
     }

@@ -19,6 +19,8 @@ mod suspension;
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// Percent of runs with two Primaries.
+const TWO_PRIMARIES: u64 = 12;
 
 /// The plan of a seed.
 #[must_use]
@@ -26,13 +28,69 @@ pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
     let mut params = params(seed, &mut rng);
     policies::draw(seed, &mut params);
-    let mut waits = Rng::stream(seed, 20);
-    suspension::draw(&mut params, &mut waits);
+    // Streams of their own, so that the other runs stay what they are.
+    let (mut two, mut waits) = (Rng::stream(seed, 8), Rng::stream(seed, 20));
+    if two.percent(TWO_PRIMARIES) {
+        two_primaries(&mut params);
+    } else {
+        suspension::draw(&mut params, &mut waits);
+    }
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
     let mut steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
-    suspension::orders(&params, &mut waits, &mut steps);
+    if params.two_primaries() {
+        meetings(&mut two, &mut steps, &params);
+    } else {
+        suspension::orders(&params, &mut waits, &mut steps);
+    }
     Plan { params, steps }
+}
+
+/// Both nodes are Primary: protocol C, and a version that knows how to resolve conflicts.
+fn two_primaries(params: &mut Params) {
+    for node in &mut params.nodes {
+        node.net.two_primaries = true;
+        node.net.protocol = ReplProtocol::C;
+        // Only protocol A knows congestion.
+        node.net.on_congestion = OnCongestion::Block;
+        node.version = node.version.max(100);
+    }
+}
+
+/// What only runs with two Primaries have: writers on both nodes that meet at one place, in the midst of everything else, and the
+/// option that goes off and on again.
+fn meetings(rng: &mut Rng, steps: &mut Vec<Step>, params: &Params) {
+    let end = params.faults_until;
+    for _ in 0..rng.within(10, 60) {
+        let busy =
+            steps.get(usize::try_from(rng.below(steps.len() as u64)).unwrap_or(0)).map_or(SECOND, |step| step.at);
+        let begin = if rng.coin() { busy.max(SECOND) } else { SECOND + rng.below(end - SECOND) };
+        let volume = usize::try_from(rng.below(params.volumes.len() as u64)).unwrap_or(0);
+        let place = rng.pick(&[0, 64, 8192 - 16]);
+        let (width, spread) = (rng.pick(&[1, 4, 16, 64]), rng.pick(&[0, MS / 10, MS, 20 * MS]));
+        for _ in 0..rng.within(2, 8) {
+            let at = begin + rng.below(spread + 1);
+            let (start, count) = (place + rng.below(width), rng.pick(&[1, 2, 8, 8, 16, 40]));
+            let op = match rng.below(10) {
+                0 => ClientOp::Read,
+                1 => ClientOp::Zeroes { fua: rng.coin(), unmap: rng.coin() },
+                2 => ClientOp::Discard,
+                3 => ClientOp::Flush,
+                _ => ClientOp::Write { fua: rng.percent(20) },
+            };
+            let node = usize::from(rng.coin());
+            steps.push(Step { at, what: Happening::Client { op, volume, start, count, node } });
+        }
+    }
+    for _ in 0..rng.pick(&[0, 0, 1, 4]) {
+        let (at, node) = (2 * SECOND + rng.below(end - 2 * SECOND), usize::from(rng.coin()));
+        let mut order = |at, on| {
+            steps.push(Step { at, what: Happening::Order { node, volume: 0, order: Order::TwoPrimaries(on) } });
+        };
+        order(at, false);
+        order(at + rng.around(3 * SECOND), true);
+    }
+    steps.sort_by_key(|step| step.at);
 }
 
 fn params(seed: u64, rng: &mut Rng) -> Params {

@@ -194,6 +194,7 @@ impl World {
             Order::ResumeIo => "resume-io",
             Order::AlUpdates(_) | Order::Rate(_) => "disk-options",
             Order::Net(_) => "net-options",
+            Order::TwoPrimaries(_) => "net-options allow-two-primaries",
             Order::NewUuid => "new-current-uuid",
             Order::Resize => "resize",
             Order::Recycle => "new-minor",
@@ -218,6 +219,12 @@ impl World {
                 self.nodes[node].refused_attach += 1;
             }
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
+            Order::TwoPrimaries(on) if result.is_ok() => {
+                // The other node follows now, or when somebody connects it.
+                for node in &mut self.nodes {
+                    node.params.net.two_primaries = on;
+                }
+            }
             Order::ResumeIo if result.is_ok() => self.forget_freeze(node),
             _ => {}
         }
@@ -287,6 +294,17 @@ impl World {
                 let net = &self.nodes[node].params.net;
                 Command::NetOptions(Box::new(net.clone()))
             }
+            Order::TwoPrimaries(two_primaries) => {
+                if self.nodes.iter().any(|n| n.conn == ConnState::StandAlone) {
+                    // There are only the files of both nodes to change.
+                    for node in &mut self.nodes {
+                        node.params.net.two_primaries = two_primaries;
+                    }
+                    return;
+                }
+                let net = NetOptions { two_primaries, ..self.nodes[node].params.net.clone() };
+                Command::NetOptions(Box::new(net))
+            }
             Order::Resize => {
                 self.look_at_sizes(node, volume);
                 Command::Resize(ResizeOptions::default())
@@ -319,10 +337,9 @@ impl World {
         self.prefer = 1 - self.prefer;
         self.coverage.count(Group::Fault, "switch-over");
         for volume in 0..self.differs.len() {
-            if let Some(node) = self.primary(volume)
-                && node != self.prefer
-            {
-                self.order(node, volume, Order::Secondary { close: true });
+            let both = self.params.two_primaries() && self.is_primary(1 - self.prefer, volume);
+            if both || self.primary(volume) == Some(1 - self.prefer) {
+                self.order(1 - self.prefer, volume, Order::Secondary { close: true });
             }
         }
     }
@@ -404,7 +421,8 @@ impl World {
             return;
         }
         for volume in 0..self.differs.len() {
-            if [A, B].iter().all(|n| self.nodes[*n].volumes[volume].seen.role == Role::Primary) {
+            let seen = |n: &usize| self.nodes[*n].volumes[volume].seen;
+            if [A, B].iter().map(seen).all(|s| s.role == Role::Primary && s.conn < ConnState::Connected) {
                 self.order(1 - self.prefer, volume, Order::Secondary { close: true });
             }
         }
@@ -441,6 +459,9 @@ impl World {
 
     /// In peace nothing is paused, and nobody keeps an odd option.
     fn soothe(&mut self, node: usize) {
+        if self.params.two_primaries() && !self.nodes[node].params.net.two_primaries {
+            self.order(node, 0, Order::TwoPrimaries(true));
+        }
         for volume in 0..self.differs.len() {
             if self.nodes[node].volumes[volume].seen.user_isp {
                 self.order(node, volume, Order::ResumeSync);
@@ -503,7 +524,7 @@ impl World {
         let up = [A, B].map(|n| self.nodes[n].is_up());
         let is = |n: usize| self.nodes[n].volumes[volume].seen.role == Role::Primary;
         if is(A) || is(B) {
-            return;
+            return self.promote_second(volume);
         }
         let may = [A, B].map(|n| up[n] && !self.is_constrained(n));
         let prefer = if may[self.prefer] { self.prefer } else { 1 - self.prefer };
@@ -520,6 +541,17 @@ impl World {
         let both_bad = (0..2).all(|n| up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent);
         if both_bad && (self.peace || seen.conn == ConnState::Connected) {
             self.order(prefer, volume, Order::Primary { force: true });
+        }
+    }
+
+    /// Where two Primaries are wanted the other node follows as soon as it is connected.
+    fn promote_second(&mut self, volume: usize) {
+        let wanted = self.nodes.iter().all(|node| node.params.net.two_primaries);
+        for node in [A, B] {
+            let seen = self.nodes[node].volumes[volume].seen;
+            if wanted && self.nodes[node].is_up() && seen.role == Role::Secondary && seen.conn >= ConnState::Connected {
+                self.order(node, volume, Order::Primary { force: false });
+            }
         }
     }
 
@@ -556,6 +588,14 @@ impl World {
             return;
         }
         let (survivor, victim) = (self.prefer, 1 - self.prefer);
+        let together = |n: &super::node::Node| n.volumes.iter().all(|vol| vol.seen.conn >= ConnState::Connected);
+        if self.params.two_primaries() && self.nodes.iter().all(together) {
+            // That one is over, and disconnecting two Primaries would make the next one.
+            for node in &mut self.nodes {
+                node.split_brain = false;
+            }
+            return;
+        }
         for volume in 0..self.differs.len() {
             self.order(victim, volume, Order::Secondary { close: true });
         }

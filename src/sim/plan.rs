@@ -58,6 +58,14 @@ pub enum Start {
     OddFlags,
 }
 
+impl Params {
+    /// Both nodes are to be Primary.
+    #[must_use]
+    pub fn two_primaries(&self) -> bool {
+        self.nodes.iter().all(|node| node.net.two_primaries)
+    }
+}
+
 /// Everything that is drawn before the first step.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -188,6 +196,8 @@ pub enum Order {
     Rate(u32),
     /// net-options: another value for max-epoch-size and max-buffers.
     Net(u32),
+    /// net-options: allow-two-primaries.
+    TwoPrimaries(bool),
     /// new-current-uuid.
     NewUuid,
     /// resize.
@@ -399,6 +409,9 @@ impl fmt::Display for Params {
             self.failed_connects
         )?;
         writeln!(f, "helpers: {} ms, {} % fail", self.helper_ns / 1_000_000, self.helper_fails)?;
+        if self.two_primaries() {
+            writeln!(f, "both nodes are to be Primary")?;
+        }
         writeln!(f, "volumes (bytes by node): {:?}", self.volumes)?;
         for (name, node) in ["A", "B"].iter().zip(&self.nodes) {
             writeln!(

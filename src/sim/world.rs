@@ -558,6 +558,7 @@ impl World {
                 crate::wire::params::ReplProtocol::B => 'B',
                 crate::wire::params::ReplProtocol::C => 'C',
             },
+            peer_primary: self.is_primary(1 - node, volume),
             powers: [self.nodes[A].powers, self.nodes[B].powers],
             failures: [A, B].map(|n| self.nodes[n].volumes[volume].failures),
         }
@@ -598,11 +599,15 @@ impl World {
         }
     }
 
+    /// Whether a node is up and Primary.
+    pub(super) fn is_primary(&self, node: usize, volume: usize) -> bool {
+        self.nodes[node].is_up() && self.nodes[node].volumes[volume].seen.role == Role::Primary
+    }
+
     /// The node where a volume is Primary, if there is exactly one.
     #[must_use]
     pub fn primary(&self, volume: usize) -> Option<usize> {
-        let is = |n: usize| self.nodes[n].is_up() && self.nodes[n].volumes[volume].seen.role == Role::Primary;
-        match (is(A), is(B)) {
+        match (self.is_primary(A, volume), self.is_primary(B, volume)) {
             (true, false) => Some(A),
             (false, true) => Some(B),
             _ => None,

@@ -260,6 +260,32 @@ impl UdrbdNode {
         std::fs::read(&file).map_err(|err| LabError::io("read a data file", &err))
     }
 
+    /// Writes `writes` times at random places of the first `sectors` sectors of volume 0, with up to `depth` requests in
+    /// flight: data, zeroes and discards of random sizes.
+    pub fn storm(&self, seed: u32, writes: u32, depth: u32, sectors: u32) -> Result<(), LabError> {
+        self.nbd(
+            0,
+            &format!(
+                "import random\n\
+                 r = random.Random({seed})\n\
+                 pending = []\n\
+                 def settle(cookie):\n\
+                 \x20   while not h.aio_command_completed(cookie): h.poll(-1)\n\
+                 for i in range({writes}):\n\
+                 \x20   count = r.choice([1, 1, 2, 8, 8, 16, 32])\n\
+                 \x20   start = r.randrange({sectors} - count + 1)\n\
+                 \x20   kind = r.randrange(20)\n\
+                 \x20   if kind == 0: pending.append(h.aio_zero(count * 512, start * 512))\n\
+                 \x20   elif kind == 1: pending.append(h.aio_trim(count * 512, start * 512))\n\
+                 \x20   else: pending.append(h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([r.randrange(256)]) * (count * 512)), start * 512))\n\
+                 \x20   if len(pending) >= {depth}: settle(pending.pop(0))\n\
+                 for cookie in pending: settle(cookie)\n\
+                 h.flush()\n"
+            ),
+        )
+        .map(drop)
+    }
+
     /// Zeroes `len` bytes at `offset` of volume `nr`.
     pub fn zero(&self, nr: usize, offset: u64, len: u64) -> Result<(), LabError> {
         self.nbd(nr, &format!("h.zero({len}, {offset})\nh.flush()\n")).map(drop)

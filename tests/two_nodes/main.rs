@@ -13,4 +13,5 @@ mod load;
 mod refusals;
 mod resize;
 mod starts;
+mod two_primaries;
 mod whole_life;

@@ -12,6 +12,7 @@ mod pair;
 mod regressions;
 mod storm;
 mod suspend;
+mod two_primaries;
 
 use crash::range;
 use pair::{A, B, MIB, Pair, V};

@@ -11,6 +11,7 @@ mod resize;
 mod resync;
 mod split_brain;
 mod sync;
+mod two_primaries;
 
 use xtask::harness::{Case, Verdict};
 use xtask::lab::{Kernel, selftest};
@@ -48,6 +49,8 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "congestion::udrbd_pulls_ahead", run: congestion::udrbd_pulls_ahead },
     Case { name: "congestion::kernel_pulls_ahead", run: congestion::kernel_pulls_ahead },
     Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
+    Case { name: "two_primaries::concurrent_writers", run: two_primaries::concurrent_writers },
+    Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
     Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
     Case {
         name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",
