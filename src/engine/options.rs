@@ -49,9 +49,9 @@ pub struct NetOptions {
     pub csums_alg: AlgName,
     /// Send the bitmap run-length coded where that is shorter.
     pub use_rle: bool,
-    /// `rr-conflict`: what a Primary does that has to become the target of a resync.
+    /// `rr-conflict`: what a Primary does that has to become the target of a resync. Without effect in this version.
     pub rr_conflict: RrConflict,
-    /// `on-congestion`; anything but `Block` needs protocol A.
+    /// `on-congestion`; anything but `Block` needs protocol A. Without effect in this version, as the next two.
     pub on_congestion: OnCongestion,
     /// Sectors under way to the peer from which on the link counts as congested; 0: never for that reason.
     pub congestion_fill: Sectors,
@@ -103,7 +103,8 @@ pub enum OnCongestion {
 /// Settings of the resource (`options`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceOptions {
-    /// `on-no-data-accessible suspend-io`: without good data in reach I/O waits instead of failing.
+    /// `on-no-data-accessible suspend-io`: without good data in reach I/O waits instead of failing. Without effect in
+    /// this version.
     pub suspend_without_data: bool,
 }
 
@@ -144,7 +145,7 @@ pub struct DiskOptions {
     pub size: Sectors,
     /// Discard aligned granules and zero the rest where the disk does not promise zeroes.
     pub discard_zeroes_if_aligned: bool,
-    /// `disk-timeout`: a local operation that takes longer gives the disk up; zero: never.
+    /// `disk-timeout`: a local operation that takes longer gives the disk up; zero: never. Without effect in this version.
     pub disk_timeout: Duration,
 }
 
