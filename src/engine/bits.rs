@@ -39,6 +39,9 @@ impl Engine {
     /// Marks a write that the peer missed although it was sent. If the target of a resync that broke off may hold this
     /// generation, it must not hold this write's as well; while the resync runs, its end tells.
     pub(crate) fn mark_missed(&mut self, v: VolumeNr, range: SectorRange) {
+        if range.is_empty() {
+            return;
+        }
         if let Some(vol) = self.volumes.get_mut(&v)
             && vol.state.role == Role::Primary
             && vol.state.disk == DiskState::UpToDate

@@ -12,6 +12,7 @@ use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
+use crate::engine::refused::Refused;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
@@ -79,6 +80,8 @@ pub(crate) struct Connection {
     pub peer_dry_run: bool,
     pub state_sent: bool,
     pub disconnect_expected: bool,
+    /// How often volumes got connected.
+    pub connects: u64,
     pub end: Option<LinkEnd>,
     /// A link is wanted and not ordered yet.
     pub start_due: bool,
@@ -101,6 +104,11 @@ pub(crate) struct Connection {
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
     pub(crate) barrier_timer: bool,
+    /// Packets of the data socket that wait for acknowledgements on the meta socket, and how long they may.
+    pub(crate) stalled: VecDeque<(VolumeNr, Packet)>,
+    pub(crate) stalled_until: Timestamp,
+    /// Why there is no connection, if the last attempt said so.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Connection {
@@ -117,6 +125,7 @@ impl Connection {
             peer_dry_run: false,
             state_sent: false,
             disconnect_expected: false,
+            connects: 0,
             end: None,
             start_due: false,
             question: None,
@@ -136,6 +145,9 @@ impl Connection {
             since: Timestamp(0),
             request_timer: false,
             barrier_timer: false,
+            stalled: VecDeque::new(),
+            stalled_until: Timestamp(0),
+            refused: None,
         }
     }
 
@@ -245,6 +257,7 @@ impl Engine {
             }
             LinkEvent::Refused { reason } => {
                 self.log(Level::Error, None, format!("{reason}; discarding network configuration"));
+                self.refuse(Refused::Link { reason });
                 self.drop_link(ConnState::Disconnecting);
             }
             LinkEvent::Lost { nr, socket, protocol_error, fatal, reason } => {
@@ -290,6 +303,7 @@ impl Engine {
         for v in self.volume_numbers() {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.seq = SeqNr(0);
+                vol.peer_seq = SeqNr(0);
                 vol.discard_my_data = discard_my_data;
                 vol.counters.sent = 0;
                 vol.counters.received = 0;
@@ -367,6 +381,7 @@ impl Engine {
         conn.state_sent = false;
         conn.held.clear();
         conn.urgent.clear();
+        conn.stalled.clear();
         conn.awaiting_sent.clear();
         conn.ping_waiters.clear();
         conn.ping_at = None;
@@ -374,6 +389,7 @@ impl Engine {
         self.peer_requests_orphaned();
         for v in self.volume_numbers() {
             self.forget_resync(v);
+            self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;
@@ -384,9 +400,10 @@ impl Engine {
                 vol.resync_unacked.clear();
                 vol.refusals_due = false;
                 vol.counters.unacked = 0;
+                vol.congestion.in_flight = 0;
             }
         }
-        self.requests_lost();
+        self.requests_end();
         for v in self.volume_numbers() {
             if self.volumes.get(&v).is_some_and(|vol| vol.disk.is_some()) {
                 self.md_bitmap(v, true, None);
@@ -397,6 +414,7 @@ impl Engine {
         }
         if had_link.is_some() {
             self.log(Level::Info, None, "Connection closed");
+            self.fence_after_loss();
         }
         if end == LinkEnd::Stop || self.conn.state == ConnState::Disconnecting {
             self.set_conn_all(ConnState::StandAlone);

@@ -14,11 +14,13 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::DiskOp;
 use crate::engine::al::ExtentSpan;
+use crate::engine::conflict::Verdict;
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::PEER_REQUESTS_MAX;
-use crate::units::{BlockId, SectorRange, VolumeNr};
+use crate::units::{BlockId, SectorRange, Timestamp, VolumeNr};
 use crate::wire::ack::BlockAck;
 use crate::wire::data::{Data, DpFlags, Trim};
 use crate::wire::digest::Digest;
@@ -78,6 +80,13 @@ pub(crate) struct PeerRequest {
     pub(crate) marked: bool,
     /// Bits of its range were set after it came: it does not carry the newest data and clears nothing.
     pub(crate) stale: bool,
+    pub(crate) since: Timestamp,
+    /// It is not written, for an own write (see `conflict`); and whether the peer was told.
+    pub(crate) refused: Option<Verdict>,
+    pub(crate) answered: bool,
+    /// Waits until what it overwrites is saved; has waited.
+    pub(crate) undo_pending: bool,
+    pub(crate) undo_settled: bool,
 }
 
 impl PeerRequest {
@@ -91,6 +100,8 @@ impl PeerRequest {
 pub(crate) struct Epoch {
     pub(crate) id: u64,
     pub(crate) writes: u32,
+    /// Writes that were refused for own ones and are not counted.
+    pub(crate) refused: u32,
     pub(crate) active: u32,
     pub(crate) barrier: Option<u32>,
 }
@@ -126,7 +137,7 @@ impl ReceivedEpochs {
     pub(crate) fn open(&mut self) -> &mut Epoch {
         if self.epochs.back().is_none_or(|e| e.barrier.is_some()) {
             self.next_id += 1;
-            self.epochs.push_back(Epoch { id: self.next_id, writes: 0, active: 0, barrier: None });
+            self.epochs.push_back(Epoch { id: self.next_id, writes: 0, refused: 0, active: 0, barrier: None });
         }
         let last = self.epochs.len() - 1;
         &mut self.epochs[last]
@@ -212,9 +223,12 @@ impl Engine {
         io: WriteIo,
     ) {
         let miscounts = self.faulty(Fault::BarrierMiscounted) && !matches!(io, WriteIo::Data(_));
+        let two_primaries = self.two_primaries();
+        let uncounted = self.faulty(Fault::UndecidedEpochAcked) && self.state(v).role == Role::Primary;
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if vol.state.role == Role::Primary {
-            return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
+        if vol.state.role == Role::Primary && !two_primaries {
+            return self
+                .peer_error("P_DATA", String::from("a write arrived while this node is the only Primary allowed"));
         }
         if vol.state.conn < ConnState::Connected && !vol.peer.decided {
             let conn = vol.state.conn;
@@ -226,9 +240,9 @@ impl Engine {
         if !vol.disk_usable() {
             let size = if let WriteIo::Data(data) = &io { u32::try_from(data.len()).unwrap_or(0) } else { 0 };
             self.send_ack(v, range.start, block_id, size, Packet::NegAck);
-            return;
+            return self.conflicts_over(v, range);
         }
-        epoch.active += 1;
+        epoch.active += u32::from(!uncounted);
         vol.counters.unacked += 1;
         if self.faulty(Fault::WriteAckAtReceipt) && self.conn.version >= 100 && flags.has(DpFlags::SEND_WRITE_ACK) {
             let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
@@ -274,8 +288,13 @@ impl Engine {
             al_settled: false,
             marked: false,
             stale: false,
+            since: self.now,
+            refused: None,
+            answered: false,
+            undo_pending: false,
+            undo_settled: false,
         };
-        let write = request.is_write();
+        let (write, replicated) = (request.is_write(), matches!(request.kind, PeerKind::Write { .. }));
         let locks_out_writes = !write && request.kind != PeerKind::Read;
         if !write && let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.unacked += 1;
@@ -289,6 +308,9 @@ impl Engine {
                 vol.resync_ranges.insert(range, key);
             }
         }
+        if replicated {
+            self.announce_conflict(v, range);
+        }
         if !self.try_peer(key)
             && let Some(vol) = self.volumes.get_mut(&v)
         {
@@ -299,18 +321,31 @@ impl Engine {
     /// Starts a peer request if nothing stands before it; whether it needs no further waiting here.
     pub(crate) fn try_peer(&mut self, key: u64) -> bool {
         let Some(request) = self.peer_requests.get(key) else { return true };
-        if request.submitted || request.al_pending {
+        if request.submitted || request.al_pending || request.undo_pending {
             return true;
         }
         let (v, range, arrival, write) = (request.volume, request.range, request.arrival, request.is_write());
+        let epoch = request.epoch;
         let resync_read = !write && request.kind != PeerKind::Read;
+        let meets_own = matches!(request.kind, PeerKind::Write { .. }) && self.state(v).role == Role::Primary;
+        if meets_own {
+            match self.judge_peer_write(key) {
+                Verdict::Apply => {}
+                Verdict::Wait => return false,
+                Verdict::Retry | Verdict::Supersede => return true,
+            }
+        }
         if self.strict_epochs()
-            && let Some(epoch) = request.epoch
+            && let Some(epoch) = epoch
             && self.rx.epochs.front().is_some_and(|front| front.id != epoch)
         {
             return false;
         }
         let Some(vol) = self.volumes.get(&v) else { return true };
+        if write && Self::undo_holds_writes(vol) {
+            return false;
+        }
+        let range = Self::undo_range(vol, range);
         let before = |k: u64| k != key && self.peer_requests.get(k).is_some_and(|r| r.arrival < arrival);
         if vol.peer_active.overlapping(range).any(before) && !self.faulty(Fault::PeerOverlapsNotSerialised) {
             return false;
@@ -320,7 +355,8 @@ impl Engine {
             self.requests.get(k).is_none_or(|r| matches!(r.local, Side::Ok | Side::Failed))
         };
         let overtakes = resync_read && self.faulty(Fault::ResyncReadOvertakes);
-        if (resync_read || write) && !overtakes && !vol.active.overlapping(range).all(on_disk) {
+        let waits_for_own = (resync_read || write) && !overtakes && !meets_own;
+        if waits_for_own && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
         if write && self.awaits_indicator(key) {
@@ -337,6 +373,7 @@ impl Engine {
     /// Something finished: starts what waited for it, in order of arrival. Nothing starts once the link has gone: the peer's
     /// disk is unknown by then, and a write for the only copy would reach it unmarked and without the activity log.
     pub(crate) fn wake_peer_requests(&mut self, v: VolumeNr) {
+        self.settle_refused(v);
         let careless = self.faulty(Fault::WaitersOutliveLink);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.peer_waiting.is_empty() || (vol.state.conn <= ConnState::WfConnection && !careless) {
@@ -354,6 +391,9 @@ impl Engine {
 
     pub(crate) fn submit_peer_io(&mut self, key: u64) {
         let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
+        if self.undo_before_peer(key) {
+            return;
+        }
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
         let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);
@@ -405,21 +445,26 @@ impl Engine {
         let failed = result.as_ref().is_err_and(|f| !f.unsupported);
         self.answer_peer_write(key, result.is_ok());
         if failed {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::PeerWrite);
         }
         self.finish_peer(key);
     }
 
     /// The flush behind a write with the flush flag ended.
     pub(crate) fn on_peer_flushed(&mut self, key: u64, result: &Result<(), DiskFailure>) {
-        let Some((v, range)) = self.peer_requests.get(key).map(|r| (r.volume, r.range)) else { return };
+        let Some((v, range, refused)) = self.peer_requests.get(key).map(|r| (r.volume, r.range, r.refused)) else {
+            return;
+        };
+        if refused.is_some() {
+            return self.on_refused_flushed(key, result);
+        }
         if let Err(failure) = result {
             self.set_bits(v, range);
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
         }
         self.answer_peer_write(key, result.is_ok());
         if result.as_ref().is_err_and(|f| !f.unsupported) {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::Flush);
         }
         self.finish_peer(key);
     }
@@ -478,6 +523,9 @@ impl Engine {
             epoch.active = epoch.active.saturating_sub(1);
             self.progress_epochs();
         }
+        if matches!(request.kind, PeerKind::Write { .. }) && request.refused.is_none() && !request.orphan {
+            self.conflicts_over(v, request.range);
+        }
         self.wake_peer_requests(v);
         self.retry_blocked(v);
         self.admit(v);
@@ -515,6 +563,7 @@ impl Engine {
         }
         for vol in self.volumes.values_mut() {
             vol.peer_waiting.clear();
+            vol.refused.clear();
         }
         if !self.faulty(Fault::EpochsNotReset) {
             self.rx.epochs.clear();

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use super::device::PAGE;
 use super::stamp::{self, Content, SECTOR};
 use super::world::{A, B, Checker, World};
-use crate::limits::{PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
+use crate::limits::{CONGESTION_PHASES_MAX, PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -25,11 +25,12 @@ impl World {
     pub fn is_quiet(&self) -> bool {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
-        link && self
-            .nodes
-            .iter()
-            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
-            && self.pending.is_empty()
+        link && self.nodes.iter().all(|n| {
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet())
+                && !n.batch
+                && n.queued.is_empty()
+                && n.helpers.is_empty()
+        }) && self.pending.is_empty()
     }
 
     /// Looks at everything that can be looked at now.
@@ -42,6 +43,7 @@ impl World {
             self.check_views();
             self.check_replicas();
             self.check_promises();
+            self.check_undos();
         }
     }
 
@@ -172,6 +174,20 @@ impl World {
         self.model.adopt(self.tick, node, volume, &contents, &other);
     }
 
+    /// A volume goes Ahead again: not too often in a minute.
+    pub(super) fn went_ahead(&mut self, node: usize, volume: usize) {
+        let now = self.local(node).0;
+        let aheads = &mut self.nodes[node].volumes[volume].aheads;
+        aheads.push_back(now);
+        if aheads.len() > CONGESTION_PHASES_MAX {
+            let first = aheads.pop_front().unwrap_or(now);
+            if now - first < 60_000_000_000 {
+                let text = format!("volume {volume} went Ahead {} times in a minute", CONGESTION_PHASES_MAX + 1);
+                self.fail(Checker::Flapping, text);
+            }
+        }
+    }
+
     pub(super) fn check_memory(&mut self) {
         for node in [A, B] {
             let it = &mut self.nodes[node];
@@ -239,9 +255,11 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.conn >= ConnState::Connected
                     && n.frozen_until < self.now
+                    && !n.volumes.iter().any(|vol| vol.seen.is_suspended())
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()
+                    && n.helpers.is_empty()
             });
         let oldest = self.pending.keys().next().copied().filter(|_| at_work);
         if let (Some(id), Some(before)) = (oldest, self.idle)

@@ -7,9 +7,10 @@ use super::world::{A, B, Checker, World};
 use crate::engine::Engine;
 use crate::engine::action::CommandError;
 use crate::engine::event::{Command, CommandId, Event};
-use crate::engine::load::{LoadError, load};
-use crate::engine::options::NetOptions;
+use crate::engine::load::{LoadError, load_moved};
+use crate::engine::options::{NetOptions, ResizeOptions, ResourceOptions};
 use crate::meta::MetaError;
+use crate::meta::relocate::LastKnown;
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -21,6 +22,7 @@ impl World {
         self.stats.crashes += 1;
         self.trace.note(self.now, node, 20, u64::from(power), || format!("DIES, power {power}"));
         self.links_of_the_dead(node, power);
+        self.forget_freeze(node);
         let was_primary = (0..self.differs.len()).filter(|v| self.nodes[node].volumes[*v].seen.role == Role::Primary);
         let eras: Vec<usize> = was_primary.collect();
         let changed = self.nodes[node].die(power);
@@ -80,6 +82,10 @@ impl World {
         it.split_brain = false;
         self.refuse_old_links(node);
         let opts = self.nodes[node].params.disk.clone();
+        let resource = self.nodes[node].params.resource;
+        if resource != ResourceOptions::default() {
+            self.command(node, 0, Order::Recycle, Command::ResourceOptions(resource));
+        }
         for volume in 0..self.differs.len() {
             self.nodes[node].volumes[volume].configured = true;
             self.command(node, volume, Order::Recycle, Command::NewVolume(opts.clone()));
@@ -95,10 +101,15 @@ impl World {
             return true;
         }
         let (place, facts) = (vol.place(), vol.facts(&it.params));
+        let known = LastKnown { size_bytes: vol.known_bytes, device: None, device_uuid: None };
         let mut io = DeviceIo { device: vol.meta_device(), fuse };
-        match load(&mut io, place, facts) {
-            Ok(loaded) => {
+        match load_moved(&mut io, place, facts, Some(&known)) {
+            Ok(mut loaded) => {
                 vol.open = true;
+                vol.known_bytes = vol.meta_device().len();
+                loaded.disk.undo = vol.undo.resume(loaded.disk.superblock.current, &vol.data);
+                self.check_undo(node, volume, "when it is attached");
+                let it = &mut self.nodes[node];
                 let opts = it.params.disk.clone();
                 self.command(node, volume, Order::Attach, Command::Attach(Box::new(loaded.disk), opts));
                 true
@@ -179,9 +190,13 @@ impl World {
             Order::Outdate => "outdate",
             Order::PauseSync => "pause-sync",
             Order::ResumeSync => "resume-sync",
+            Order::SuspendIo => "suspend-io",
+            Order::ResumeIo => "resume-io",
             Order::AlUpdates(_) | Order::Rate(_) => "disk-options",
             Order::Net(_) => "net-options",
+            Order::TwoPrimaries(_) => "net-options allow-two-primaries",
             Order::NewUuid => "new-current-uuid",
+            Order::Resize => "resize",
             Order::Recycle => "new-minor",
         };
         self.coverage.count(Group::Command, &format!("{name}: {outcome}"));
@@ -204,6 +219,13 @@ impl World {
                 self.nodes[node].refused_attach += 1;
             }
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
+            Order::TwoPrimaries(on) if result.is_ok() => {
+                // The other node follows now, or when somebody connects it.
+                for node in &mut self.nodes {
+                    node.params.net.two_primaries = on;
+                }
+            }
+            Order::ResumeIo if result.is_ok() => self.forget_freeze(node),
             _ => {}
         }
         self.nodes[node].results.insert(id, result);
@@ -220,6 +242,9 @@ impl World {
             return;
         }
         let command = match order {
+            Order::Primary { .. } if self.is_constrained(node) => {
+                return self.coverage.count(Group::Fault, "a fenced node is not promoted");
+            }
             Order::Primary { force } => {
                 self.nodes[node].volumes[volume].forcing += u32::from(force);
                 Command::Primary { force }
@@ -227,6 +252,10 @@ impl World {
             Order::Secondary { close } => {
                 if close {
                     self.close_clients(node, volume);
+                    if self.peace && self.nodes[node].volumes[volume].seen.is_suspended() {
+                        // What waits would wait for ever, and the demotion with it.
+                        self.order(node, volume, Order::ResumeIo);
+                    }
                 }
                 Command::Secondary
             }
@@ -245,6 +274,11 @@ impl World {
             Order::Outdate => Command::Outdate,
             Order::PauseSync => Command::PauseSync,
             Order::ResumeSync => Command::ResumeSync,
+            Order::SuspendIo => Command::SuspendIo,
+            Order::ResumeIo => {
+                self.forget_freeze(node);
+                Command::ResumeIo
+            }
             Order::AlUpdates(al_updates) => {
                 self.nodes[node].params.disk.al_updates = al_updates;
                 Command::DiskOptions(self.nodes[node].params.disk.clone())
@@ -259,6 +293,21 @@ impl World {
                 self.nodes[node].max_buffers = max.max(self.nodes[node].max_buffers);
                 let net = &self.nodes[node].params.net;
                 Command::NetOptions(Box::new(net.clone()))
+            }
+            Order::TwoPrimaries(two_primaries) => {
+                if self.nodes.iter().any(|n| n.conn == ConnState::StandAlone) {
+                    // There are only the files of both nodes to change.
+                    for node in &mut self.nodes {
+                        node.params.net.two_primaries = two_primaries;
+                    }
+                    return;
+                }
+                let net = NetOptions { two_primaries, ..self.nodes[node].params.net.clone() };
+                Command::NetOptions(Box::new(net))
+            }
+            Order::Resize => {
+                self.look_at_sizes(node, volume);
+                Command::Resize(ResizeOptions::default())
             }
             Order::NewUuid => Command::NewCurrentUuid { clear_bitmap: false },
             Order::Recycle => {
@@ -288,10 +337,9 @@ impl World {
         self.prefer = 1 - self.prefer;
         self.coverage.count(Group::Fault, "switch-over");
         for volume in 0..self.differs.len() {
-            if let Some(node) = self.primary(volume)
-                && node != self.prefer
-            {
-                self.order(node, volume, Order::Secondary { close: true });
+            let both = self.params.two_primaries() && self.is_primary(1 - self.prefer, volume);
+            if both || self.primary(volume) == Some(1 - self.prefer) {
+                self.order(1 - self.prefer, volume, Order::Secondary { close: true });
             }
         }
     }
@@ -311,6 +359,10 @@ impl World {
         }
         if self.nodes.iter().any(|n| n.newer_inconsistent) {
             self.give_up_or_force();
+        }
+        if self.peace && self.mend_policies() && self.nodes[B].is_up() && self.nodes[B].conn != ConnState::StandAlone {
+            let net = self.nodes[B].params.net.clone();
+            self.command(B, 0, Order::Net(net.max_buffers), Command::NetOptions(Box::new(net)));
         }
         for node in [A, B] {
             if !self.nodes[node].is_up() {
@@ -344,6 +396,7 @@ impl World {
                 }
             }
         }
+        self.lift_constraints(false);
         for volume in 0..self.differs.len() {
             self.promote(volume, bold);
         }
@@ -368,7 +421,8 @@ impl World {
             return;
         }
         for volume in 0..self.differs.len() {
-            if [A, B].iter().all(|n| self.nodes[*n].volumes[volume].seen.role == Role::Primary) {
+            let seen = |n: &usize| self.nodes[*n].volumes[volume].seen;
+            if [A, B].iter().map(seen).all(|s| s.role == Role::Primary && s.conn < ConnState::Connected) {
                 self.order(1 - self.prefer, volume, Order::Secondary { close: true });
             }
         }
@@ -382,6 +436,7 @@ impl World {
         if !(0..self.differs.len()).any(|volume| no_good(self, volume)) {
             return;
         }
+        self.lift_constraints(true);
         self.coverage.count(Group::Fault, "last resort");
         for node in [A, B] {
             self.crash(node, false);
@@ -404,9 +459,16 @@ impl World {
 
     /// In peace nothing is paused, and nobody keeps an odd option.
     fn soothe(&mut self, node: usize) {
+        if self.params.two_primaries() && !self.nodes[node].params.net.two_primaries {
+            self.order(node, 0, Order::TwoPrimaries(true));
+        }
         for volume in 0..self.differs.len() {
             if self.nodes[node].volumes[volume].seen.user_isp {
                 self.order(node, volume, Order::ResumeSync);
+            }
+            let seen = self.nodes[node].volumes[volume].seen;
+            if seen.susp || (seen.is_suspended() && self.rounds.is_multiple_of(6)) {
+                self.order(node, volume, Order::ResumeIo);
             }
         }
         if self.nodes[node].params.disk.resync_rate.is_some() {
@@ -462,10 +524,11 @@ impl World {
         let up = [A, B].map(|n| self.nodes[n].is_up());
         let is = |n: usize| self.nodes[n].volumes[volume].seen.role == Role::Primary;
         if is(A) || is(B) {
-            return;
+            return self.promote_second(volume);
         }
-        let prefer = if up[self.prefer] { self.prefer } else { 1 - self.prefer };
-        if !up[prefer] {
+        let may = [A, B].map(|n| up[n] && !self.is_constrained(n));
+        let prefer = if may[self.prefer] { self.prefer } else { 1 - self.prefer };
+        if !may[prefer] {
             return;
         }
         let seen = self.nodes[prefer].volumes[volume].seen;
@@ -478,6 +541,17 @@ impl World {
         let both_bad = (0..2).all(|n| up[n] && self.nodes[n].volumes[volume].seen.disk == DiskState::Inconsistent);
         if both_bad && (self.peace || seen.conn == ConnState::Connected) {
             self.order(prefer, volume, Order::Primary { force: true });
+        }
+    }
+
+    /// Where two Primaries are wanted the other node follows as soon as it is connected.
+    fn promote_second(&mut self, volume: usize) {
+        let wanted = self.nodes.iter().all(|node| node.params.net.two_primaries);
+        for node in [A, B] {
+            let seen = self.nodes[node].volumes[volume].seen;
+            if wanted && self.nodes[node].is_up() && seen.role == Role::Secondary && seen.conn >= ConnState::Connected {
+                self.order(node, volume, Order::Primary { force: false });
+            }
         }
     }
 
@@ -514,6 +588,14 @@ impl World {
             return;
         }
         let (survivor, victim) = (self.prefer, 1 - self.prefer);
+        let together = |n: &super::node::Node| n.volumes.iter().all(|vol| vol.seen.conn >= ConnState::Connected);
+        if self.params.two_primaries() && self.nodes.iter().all(together) {
+            // That one is over, and disconnecting two Primaries would make the next one.
+            for node in &mut self.nodes {
+                node.split_brain = false;
+            }
+            return;
+        }
         for volume in 0..self.differs.len() {
             self.order(victim, volume, Order::Secondary { close: true });
         }

@@ -229,7 +229,8 @@ fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
                 return Ok(Side::Kernel(&bench.kernels[place], kernel_image(&bench.lab, place)));
             }
             let name = ["u1", "u2"][place];
-            Ok(Side::Udrbd(UdrbdNode::start_as(&bench.lab, name, &first)?, udrbd_image(&bench.lab, place)))
+            let node = UdrbdNode::start_as(&bench.lab, name, &first)?;
+            Ok(Side::Udrbd(Box::new(node), udrbd_image(&bench.lab, place)))
         };
         let sides = [side(0)?, side(1)?];
         for (at, (seed, cell)) in chosen.iter().enumerate() {

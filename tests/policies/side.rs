@@ -26,7 +26,7 @@ pub enum Side<'a> {
     /// The kernel's DRBD; its backing file.
     Kernel(&'a KernelNode, PathBuf),
     /// udrbd; its backing file.
-    Udrbd(UdrbdNode, PathBuf),
+    Udrbd(Box<UdrbdNode>, PathBuf),
 }
 
 /// What a node is called in the configuration, and where it is.

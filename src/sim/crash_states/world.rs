@@ -19,12 +19,13 @@ use crate::engine::event::{
     ClientRequest, Command, CommandId, DiskFailure, Event, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
 };
 use crate::engine::fault::Fault;
-use crate::engine::load::{LoadError, load};
+use crate::engine::load::{LoadError, load_moved};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
+use crate::engine::undo::{UndoAnswer, UndoOrder};
 use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaKind, Place};
+use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaIo, MetaKind, Place};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, Role};
@@ -247,6 +248,10 @@ impl World {
             Action::CommandDone { id, result } => {
                 node.results.insert(id, result);
             }
+            Action::Undo { volume, order: UndoOrder::Begin(_) } => {
+                self.event(n, Event::Undo { volume, answer: UndoAnswer::Ready(false) });
+            }
+            Action::Undo { .. } => {}
             Action::RunHandler { run, .. } => self.event(n, Event::HandlerDone { run, code: 0 }),
             Action::SetTimer { timer, at } => {
                 node.timers.insert(timer, at);
@@ -343,7 +348,7 @@ impl World {
             }
             DiskOp::MetaWrite { offset, data, .. } => {
                 // Positions come from a layout of this device.
-                let _ = crate::meta::MetaIo::write_at(&mut node.meta, *offset, data);
+                let _ = MetaIo::write_at(&mut node.meta, *offset, data);
                 None
             }
             _ => None,
@@ -514,15 +519,24 @@ impl World {
         assert!(self.run(n, command), "{}: {} failed", self.recording.name, text.get(..60).unwrap_or(&text));
     }
 
+    /// The device of every node has so many KiB more, and the drivers have seen it.
+    pub(super) fn grow(&mut self, kib: u64) {
+        self.recording.grow(kib);
+        let sizes = DeviceSizes::one(Sectors::from_bytes_floor(self.recording.meta_bytes));
+        for n in 0..self.nodes.len() {
+            self.nodes[n].meta.resize(self.recording.meta_bytes);
+            self.event(n, Event::DiskSize { volume: V, sizes });
+        }
+    }
+
     /// Reads the disk of a node, after recovering it, and attaches it.
     pub(super) fn attach(&mut self, n: usize, opts: DiskOptions) -> Result<bool, LoadError> {
         let (place, facts) = (self.shape.place(), facts(&self.recording));
         let Some(node) = self.nodes.get_mut(n) else { return Ok(false) };
-        let loaded = if n == self.recorded {
-            load(&mut RecordIo { io: &mut node.meta, recording: &mut self.recording }, place, facts)?
-        } else {
-            load(&mut node.meta, place, facts)?
-        };
+        let known = self.recording.last_known();
+        let mut recorded = RecordIo { io: &mut node.meta, recording: &mut self.recording };
+        let io: &mut dyn MetaIo = if n == self.recorded { &mut recorded } else { recorded.io };
+        let loaded = load_moved(io, place, facts, known.as_ref())?;
         Ok(self.run(n, Command::Attach(Box::new(loaded.disk), opts)))
     }
 
