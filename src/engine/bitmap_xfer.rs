@@ -77,7 +77,8 @@ impl Engine {
             let due = |vol: &&super::volume::Volume| {
                 vol.send_bitmap
                     && !Self::undo_not_ready(vol)
-                    && vol.bitmap_after.is_none_or(|nr| self.epochs.is_retired(nr))
+                    // What is frozen may wait for the end of this exchange.
+                    && vol.bitmap_after.is_none_or(|nr| self.epochs.is_answered(nr))
             };
             let Some(v) = self.volumes.values().find(due).map(|vol| vol.nr) else { return };
             if self.conn.link.is_none() || self.data_held() {

@@ -162,10 +162,15 @@ impl SendEpochs {
         self.queue.iter().find(|e| e.refused == 0).and_then(|e| e.barrier_at)
     }
 
-    /// Whether every epoch up to `nr` is acknowledged.
+    /// Whether every epoch up to `nr` is acknowledged, and those before, which are frozen, too.
     pub(crate) fn is_retired(&self, nr: u32) -> bool {
+        self.frozen.is_empty() && self.is_answered(nr)
+    }
+
+    /// Whether every epoch of this link up to `nr` is acknowledged.
+    pub(crate) fn is_answered(&self, nr: u32) -> bool {
         let mut left = self.queue.iter().filter(|e| !e.members.is_empty());
-        self.frozen.is_empty() && left.next().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
+        left.next().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
     }
 
     /// Number of the last epoch that has writes, open or closed.

@@ -137,7 +137,11 @@ impl Engine {
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 vol.opts.size = configured;
-                self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
+                // While bitmaps or blocks are exchanged this node grows only after the peer; 0: it has grown by an order.
+                let alone = state.conn > ConnState::Connected && size > old_size && p.c_size.0 != 0 && p.c_size < size;
+                if !alone {
+                    self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
+                }
             }
             None => {
                 let offered = [p.c_size, p.u_size, p.d_size].into_iter().find(|s| s.0 > 0);

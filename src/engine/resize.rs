@@ -244,7 +244,7 @@ impl Engine {
         }
         if connected {
             if let Some(vol) = self.volumes.get_mut(&v) {
-                vol.resize.pending = grew;
+                vol.resize.pending |= grew;
             }
             let flags = DdsFlags::NONE
                 .with_if(DdsFlags::FORCED, opts.assume_peer_has_space)
@@ -306,13 +306,14 @@ impl Engine {
         }
     }
 
-    /// Grows as the peer wants. Where a resync began meanwhile it only hears how much room there is now: the next `resize`
-    /// takes it. (At the end of that resync the peer may not know yet that it is over, and a new one would meet the old.)
+    /// Grows as the peer wants. Where a resync began meanwhile the next `resize` takes the room: the peer, told of it now,
+    /// would grow alone, in the middle of the bitmaps; and at the end of that resync it may not know yet that it is over.
     fn grow_if_due(&mut self, v: VolumeNr) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let Some(flags) = vol.resize.follow.take() else { return };
         if vol.state.conn > ConnState::Connected {
-            return self.send_sizes_with(v, false, flags);
+            let text = "there is room to grow; `drbdctl resize` takes it when the resync is over";
+            return self.log(Level::Warn, Some(v), text);
         }
         if vol.state.conn < ConnState::Connected {
             return;

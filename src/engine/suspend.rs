@@ -193,6 +193,8 @@ impl Engine {
 
     /// Nothing suspends I/O any more: what was held back goes on.
     fn release(&mut self) {
+        // First of all: what ends below lets go what must not overtake the frozen writes.
+        self.resend_due = true;
         for vol in self.volumes.values_mut().filter(|vol| vol.gate == 0) {
             for (id, result) in std::mem::take(&mut vol.held) {
                 self.out.push(Action::Complete { id, result });
@@ -211,7 +213,6 @@ impl Engine {
         for key in writes {
             self.progress(key);
         }
-        self.resend_due = true;
         self.recheck_commands = true;
     }
 

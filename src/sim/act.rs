@@ -394,8 +394,11 @@ impl World {
         let it = &self.nodes[from];
         let parted = it.volumes[volume].seen.conn < ConnState::Connected;
         let bits = it.engine.as_ref().filter(|_| parted).and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
-        self.model
-            .peer_is_good(volume, (from, to), since, unflushed, |blocks| bits.is_some_and(|bits| bits.any(blocks)));
+        let frozen = self.frozen_blocks(from, volume);
+        self.model.peer_is_good(volume, (from, to), since, unflushed, |blocks| {
+            frozen.iter().any(|f| f.start < blocks.end && blocks.start < f.end)
+                || bits.is_some_and(|bits| bits.any(blocks))
+        });
     }
 
     /// A node's data begin to be replaced by the peer's.

@@ -68,11 +68,20 @@ impl World {
             {
                 let engine = self.nodes[node].engine.as_ref();
                 let bits = engine.and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
+                let frozen = self.frozen_blocks(node, volume);
                 self.model.drained(volume, node, 1 - node, |blocks| {
-                    bits.is_some_and(|bits| bits.count() > 0 && bits.any(blocks))
+                    frozen.iter().any(|f| f.start < blocks.end && blocks.start < f.end)
+                        || bits.is_some_and(|bits| bits.count() > 0 && bits.any(blocks))
                 });
             }
         }
+    }
+
+    /// Blocks of writes that a node is to send again: the other one lacks them, whatever both say of their disks.
+    pub(super) fn frozen_blocks(&self, node: usize, volume: usize) -> Vec<std::ops::Range<u64>> {
+        let Some(engine) = self.nodes[node].engine.as_ref() else { return Vec::new() };
+        let ranges = engine.frozen_writes(Self::volume_nr(volume));
+        ranges.iter().map(|r| r.start.0 / 8..r.end().0.div_ceil(8)).collect()
     }
 
     pub(super) fn bits(&self, node: usize, volume: usize) -> Option<&crate::engine::dirty::Bitmap> {
@@ -88,9 +97,10 @@ impl World {
             if connected[A] != connected[B] {
                 continue;
             }
+            let frozen = [A, B].map(|n| self.frozen_blocks(n, volume)).concat();
             let odd = self.differs[volume].iter().copied().find(|page| {
                 let bit = crate::units::BmBit(*page);
-                !a.test(bit) && !b.test(bit)
+                !a.test(bit) && !b.test(bit) && !frozen.iter().any(|f| f.contains(page))
             });
             let clean = a.count() == 0 && b.count() == 0;
             let Some(page) = odd else { continue };

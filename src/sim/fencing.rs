@@ -7,9 +7,10 @@
 //! it are broken, some take long.
 //!
 //! **P7.** From the moment when a Primary with the policy resource-and-stonith loses its peer, nothing is acknowledged to its
-//! clients: until a helper that began after that moment said that the peer is fenced, until the peer is connected again, until an
-//! operator orders resume-io, or until no disk of the node is Consistent. The check looks at states, orders and exit codes,
-//! not at the engine's flags. It does not look at what fails.
+//! clients: until a helper that began after that moment said that the peer is fenced, until the peer is connected again (or is
+//! known, connected with one volume, to have no good disk for any), until an operator orders resume-io, or until no disk of
+//! the node is Consistent. The check looks at states, orders and exit codes, not at the engine's flags. It does not look at
+//! what fails.
 
 use super::coverage::Group;
 use super::plan::Order;
@@ -38,7 +39,8 @@ impl World {
         match handler {
             Handler::FencePeer => {
                 let typical = self.params.nodes[node].helper_ns;
-                let wait = self.dice.helper.around(typical);
+                // The daemon ends what takes too long.
+                let wait = self.dice.helper.around(typical).min(typical.saturating_mul(4));
                 let (life, losses) = (self.nodes[node].life, self.fences[node].losses);
                 self.after(wait, Due::Helper { node, life, run, losses });
             }
@@ -144,7 +146,9 @@ impl World {
         let back = volumes().all(|s| s.conn >= ConnState::Connected);
         let worthless = volumes().all(|s| s.disk < DiskState::Consistent);
         let nobodys = volumes().all(|s| s.role == Role::Secondary);
-        if back || worthless || nobodys {
+        // The volumes report one by one, and what is known of the others already suffices.
+        let heard = volumes().any(|s| s.conn >= ConnState::Connected) && volumes().all(|s| s.pdsk <= DiskState::Outdated);
+        if back || worthless || nobodys || heard {
             self.fences[node].frozen = None;
         }
         for (on, name) in [

@@ -214,10 +214,8 @@ impl World {
                     self.nodes[1 - node].volumes[volume].named.insert(Reason::Command(id));
                 }
             }
-            Order::Attach if result.is_err() => {
-                vol.open = false;
-                self.nodes[node].refused_attach += 1;
-            }
+            // The engine closes the device, at once or when what hangs on it has ended.
+            Order::Attach if result.is_err() => self.nodes[node].refused_attach += 1,
             Order::Disconnect { .. } if result.is_ok() => self.nodes[node].conn = ConnState::StandAlone,
             Order::TwoPrimaries(on) if result.is_ok() => {
                 // The other node follows now, or when somebody connects it.

@@ -17,7 +17,7 @@
 //! acknowledgement of what they return are put in order.
 //!
 //! **Does not check**: the order of reads of different disks while a write is under way or after it failed; the reads of two
-//! Primaries that are parted, against each other; which of several writes of zeroes a zero came from.
+//! Primaries that are parted, against each other; with two Primaries, of writes that nobody acknowledged; which of several writes of zeroes a zero came from.
 
 use super::model::{INITIAL, Model, NEVER, Tick, Write};
 use super::sectors::{Candidate, Sight};
@@ -71,8 +71,9 @@ impl Model {
             return Ok(());
         }
         let id = found[0];
-        // What was still under way then, on a node that lives, may come yet.
-        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start;
+        // What was still under way then, on a node that lives, may come yet; and what a dead one sent to the other Primary, too.
+        let settled =
+            |write: &Write| write.invoked < era_start && write.ended <= era_start && (write.acked || !two);
         let is_old = |id: WriteId| settled(&self.writes[Self::at(id)]) || id == INITIAL;
         let firm = |id: WriteId| self.writes[Self::at(id)].acked || is_old(id);
         let old = is_old(id);
