@@ -341,7 +341,7 @@ impl Engine {
             if p.against_peer {
                 change = change.pdsk(DiskState::Outdated);
             }
-            if p.tries >= 4 {
+            if p.tries >= 4 && answer.is_none() {
                 break;
             }
             p.tries += u8::from(answer.is_none());

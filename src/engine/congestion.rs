@@ -9,7 +9,8 @@
 //! **No flapping.** 8.4 goes Ahead again in the middle of the resync that is to end it, and then never gets through. Here only a
 //! Connected node goes Ahead: while the resync runs its clients wait for the link, as under `on-congestion block`. And each
 //! time that it goes Ahead within [`CONGESTION_CALM_S`] of the last resync's end it stays there twice as long, up to
-//! [`CONGESTION_DWELL_MAX_S`]: in any minute it goes Ahead at most [`CONGESTION_PHASES_MAX`] times.
+//! [`CONGESTION_DWELL_MAX_S`]: in any minute it goes Ahead at most [`CONGESTION_PHASES_MAX`] times. (Where lost connections end it
+//! sooner the clients wait for the link from then on.)
 
 use std::time::Duration;
 
@@ -19,13 +20,10 @@ use crate::engine::event::Timer;
 use crate::engine::fault::Fault;
 use crate::engine::options::OnCongestion;
 use crate::engine::state::{ChangeMode, StateChange, VolumeState};
-use crate::limits::{CONGESTION_CALM_S, CONGESTION_DWELL_MAX_S, CONGESTION_POSTPONE_MS};
+use crate::limits::{CONGESTION_CALM_S, CONGESTION_DWELL_MAX_S, CONGESTION_PHASES_MAX, CONGESTION_POSTPONE_MS};
 use crate::units::{SectorRange, Timestamp, VolumeNr};
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::{ConnState, DiskState, Role};
-
-#[cfg(doc)]
-use crate::limits::CONGESTION_PHASES_MAX;
 
 /// What a volume remembers of its congestion.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +38,8 @@ pub(crate) struct Congestion {
     ended: Option<Timestamp>,
     /// The end of Ahead is ordered.
     leaves: bool,
+    /// When it went Ahead the last times, the oldest one first.
+    entries: [Option<Timestamp>; CONGESTION_PHASES_MAX],
 }
 
 impl Congestion {
@@ -48,7 +48,13 @@ impl Congestion {
         Duration::from_secs(1u64.checked_shl(self.doubled).unwrap_or(u64::MAX).min(CONGESTION_DWELL_MAX_S))
     }
 
+    fn too_often(&self, now: Timestamp) -> bool {
+        self.entries[0].is_some_and(|oldest| now < oldest.after(Duration::from_secs(60)))
+    }
+
     fn enter(&mut self, now: Timestamp) {
+        self.entries.rotate_left(1);
+        self.entries[CONGESTION_PHASES_MAX - 1] = Some(now);
         let again = self.ended.is_some_and(|ended| now < ended.after(Duration::from_secs(CONGESTION_CALM_S)));
         self.doubled = if again { (self.doubled + 1).min(16) } else { 0 };
         self.ahead = true;
@@ -91,6 +97,9 @@ impl Engine {
             return false;
         }
         let Some(vol) = self.volumes.get(&v) else { return false };
+        if policy == OnCongestion::PullAhead && vol.congestion.too_often(self.now) && !self.faulty(Fault::AheadFlaps) {
+            return false;
+        }
         let full = fill.0 > 0 && vol.congestion.in_flight >= fill.0;
         let wide = vol.disk.as_ref().is_some_and(|disk| u32::from(disk.al.used()) >= extents);
         if full {

@@ -88,11 +88,12 @@ impl Engine {
     pub(crate) fn send_sizes_with(&mut self, v: VolumeNr, ask: bool, dds_flags: DdsFlags) {
         let max_bio_size = Version::new(self.conn.version).unwrap_or(Version::MAX).request_bytes_max();
         let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
-        let Some(vol) = self.volumes.get(&v) else { return };
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
         let usable = vol.disk.as_ref().filter(|_| vol.state.disk >= DiskState::Negotiating);
+        vol.told_capacity = usable.map_or(Sectors(0), |d| d.capacity);
         let geometry = usable.map(|d| d.geometry);
         let packet = Sizes {
-            d_size: usable.map_or(Sectors(0), |d| d.capacity),
+            d_size: vol.told_capacity,
             u_size: if usable.is_some() { vol.opts.size } else { Sectors(0) },
             c_size: if ask { Sectors(0) } else { vol.size },
             max_bio_size,
@@ -113,7 +114,8 @@ impl Engine {
     }
 
     pub(crate) fn uuids_packet(&mut self, v: VolumeNr, flags: UuidFlags) -> Option<Packet> {
-        let vol = self.volumes.get_mut(&v)?;
+        // A failed disk's say nothing any more.
+        let vol = self.volumes.get_mut(&v).filter(|vol| vol.state.disk != DiskState::Failed)?;
         let disk = vol.disk.as_ref()?;
         vol.bits_sent = disk.bitmap.count();
         let flags = flags

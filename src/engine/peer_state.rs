@@ -126,6 +126,10 @@ impl Engine {
                 } else {
                     p.u_size
                 };
+                let handshake = state.conn <= ConnState::WfReportParams;
+                // Both nodes reckon with what they told each other.
+                let told = handshake && vol.told_capacity.0 > 0;
+                let capacity = if told { capacity.min(vol.told_capacity) } else { capacity };
                 let size = new_size(capacity, p.d_size, agreed, configured);
                 let shrinks = size.0 < vol.size.0;
                 let in_use = state.disk >= DiskState::Outdated
@@ -137,8 +141,8 @@ impl Engine {
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 vol.opts.size = configured;
-                // While bitmaps or blocks are exchanged this node grows only after the peer; 0: it has grown by an order.
-                let alone = state.conn > ConnState::Connected && size > old_size && p.c_size.0 != 0 && p.c_size < size;
+                // Nobody grows alone: outside the handshake only where the peer has grown, or orders it (0).
+                let alone = !handshake && old_size.0 > 0 && size > old_size && p.c_size.0 != 0 && p.c_size < size;
                 if !alone {
                     self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
                 }
@@ -168,7 +172,8 @@ impl Engine {
             if size != p.c_size {
                 self.send_sizes_with(v, false, p.dds_flags);
             }
-            self.follow_resize(v, size > old_size && old_size.0 > 0, p.dds_flags);
+            let ordered = p.c_size.0 == 0 || p.c_size > old_size;
+            self.follow_resize(v, size > old_size && old_size.0 > 0, ordered, p.dds_flags);
         }
     }
 
@@ -211,6 +216,8 @@ impl Engine {
             self.send_state(v);
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
+            // What a failed disk had last is not what anybody uses.
+            && state.pdsk != DiskState::Failed
             && match state.role {
                 // Clients have seen nothing of the target of a resync from here: the own disk may come back to them, and only
                 // that. A peer that began a generation has one before it, a target has none.

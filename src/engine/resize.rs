@@ -284,8 +284,9 @@ impl Engine {
         self.grow_if_due(v);
     }
 
-    /// Sizes came from a peer that is connected: this node grows as far as it can, now or when its metadata have moved.
-    pub(crate) fn follow_resize(&mut self, v: VolumeNr, grew: bool, flags: DdsFlags) {
+    /// Sizes came from a peer that is connected. `grew`: this node has grown by them; `ordered`: the peer has grown or wants it,
+    /// and this node follows as far as it can, now or when its metadata have moved.
+    pub(crate) fn follow_resize(&mut self, v: VolumeNr, grew: bool, ordered: bool, flags: DdsFlags) {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let conn = vol.state.conn;
         if std::mem::take(&mut vol.resize.pending) || (grew && conn == ConnState::Connected) {
@@ -294,7 +295,7 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let Some(disk) = vol.disk.as_mut().filter(|_| vol.state.disk >= DiskState::Inconsistent) else { return };
         let Ok(layout) = disk.layout_with(disk.layout.al) else { return };
-        if vol.resize.moving || layout.data_size <= disk.capacity {
+        if !ordered || vol.resize.moving || layout.data_size <= disk.capacity {
             return;
         }
         vol.resize.follow = Some(flags);

@@ -12,7 +12,8 @@
 //! speaks for both, and where none follows an empty write asks for it.
 //!
 //! **A kernel errs** where its disk is slow: it also refuses a write that began after its own was acknowledged. Nothing
-//! comes then, so an own write that waits for nothing is sent again after a while.
+//! comes then, nor where the resolver's write came while there was no disk here, so an own write that waits for nothing is sent
+//! again after a while.
 
 use std::time::Duration;
 
@@ -312,15 +313,20 @@ impl Engine {
             }
             self.epochs.forget(epoch, key);
             self.ask_for_mixed_epoch();
-            self.await_conflicting_write();
             self.check_flushes();
         }
+        self.await_conflicting_write();
+        // Without a disk the resolver's write was refused when it came: what it met is over.
+        let diskless = self.volumes.get(&v).is_some_and(|vol| !vol.disk_usable());
         let early = match how {
-            AckKind::Superseded => self.faulty(Fault::SupersededEarly),
+            AckKind::Superseded => diskless || self.faulty(Fault::SupersededEarly),
             _ => self.faulty(Fault::RetryForgotten),
         };
+        let ended = self.requests.get(key).is_some_and(|request| request.local != Side::Pending);
         if early {
             self.conflict_resolved(key);
+        } else if diskless && ended {
+            self.send_again(key);
         }
         self.wake_peer_requests(v);
     }

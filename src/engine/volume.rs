@@ -223,6 +223,8 @@ pub(crate) struct Volume {
     pub bits_known: bool,
     /// The helper that the next resync waits for.
     pub resync_helper: Option<crate::engine::event::HandlerRun>,
+    /// Sectors for data that the peer was told of last.
+    pub told_capacity: Sectors,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
     /// A detach was forced: by an order, or because the disk does not answer.
@@ -316,6 +318,7 @@ impl Volume {
             failed_early: super::blocks::BlockSet::default(),
             bits_known: false,
             resync_helper: None,
+            told_capacity: Sectors(0),
             verify: None,
             forced_detach: false,
             congestion: super::congestion::Congestion::default(),

@@ -331,7 +331,8 @@ impl World {
             let text = format!("the command {order:?} for volume {volume} was never answered");
             return self.fail(Checker::Requests, text);
         }
-        // A source that passes write errors on stays UpToDate and keeps the bits of what it could not write.
+        // A source that passes write errors on stays UpToDate and keeps the bits of what it could not write. What a device
+        // grew by while the nodes were parted is marked until the next resync, as with 8.4.
         let passes_on =
             self.params.nodes.iter().any(|n| n.disk.on_io_error == crate::engine::options::OnIoError::PassOn);
         for volume in 0..self.differs.len() {
@@ -340,7 +341,7 @@ impl World {
                 .filter_map(|n| self.bits(*n, volume))
                 .map(crate::engine::dirty::Bitmap::count)
                 .sum::<u64>();
-            if self.both_good(volume) && left > 0 && !passes_on {
+            if self.both_good(volume) && left > 0 && !passes_on && !self.grown[volume] {
                 return self.fail(
                     Checker::Settles,
                     format!("both nodes are UpToDate, {left} bits are left: {}", self.describe()),

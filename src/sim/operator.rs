@@ -568,7 +568,7 @@ impl World {
             for node in [A, B] {
                 if parted && seen[node].disk == DiskState::Inconsistent && seen[1 - node].disk > DiskState::Inconsistent
                 {
-                    let force = free && self.now.is_multiple_of(2);
+                    let force = free && self.now.is_multiple_of(2) && !self.is_constrained(node);
                     if seen[node].role == Role::Primary {
                         self.order(node, volume, Order::Secondary { close: true });
                         self.nodes[node].newer_inconsistent = true;
