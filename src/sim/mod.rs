@@ -35,6 +35,8 @@ mod check;
 mod clients;
 mod growth;
 mod links;
+mod look;
+mod manager;
 mod operator;
 mod reads;
 mod sectors;

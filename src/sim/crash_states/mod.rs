@@ -12,6 +12,7 @@ mod model;
 mod record;
 mod sample;
 mod scenarios;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod world;

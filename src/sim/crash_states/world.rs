@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::model::facts;
 use super::record::{Fact, Io, OpNr, PeerView, RecordIo, Recording, SECTOR};
+pub(super) use super::shape::Shape;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, DiskOp, LinkAction};
 use crate::engine::event::{
@@ -24,8 +25,8 @@ use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
 use crate::engine::undo::{UndoAnswer, UndoOrder};
-use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaIo, MetaKind, Place};
+use crate::meta::create::create_md;
+use crate::meta::{DeviceSizes, MdFlags, MemIo, MetaError, MetaIo};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, Role};
@@ -33,41 +34,6 @@ use crate::wire::state::{ConnState, Role};
 const V: VolumeNr = VolumeNr(0);
 /// Most things that happen until a world must be quiet.
 const STEPS_MAX: usize = 400_000;
-
-/// What the disks of a world look like.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    /// Usable sectors of data.
-    pub data: Sectors,
-    /// Metadata on a device of its own.
-    pub external: bool,
-    pub al: AlStripes,
-}
-
-impl Shape {
-    pub(super) fn place(self) -> Place {
-        if self.external { Place { kind: MetaKind::FlexExternal, data: Some(self.data) } } else { Place::INTERNAL }
-    }
-
-    /// Bytes of the device with the metadata.
-    pub(super) fn meta_bytes(self) -> u64 {
-        // Enough for ring and bitmap of the sizes used here, and for the kernel's minimum.
-        let room = (1 << 20) + u64::from(self.al.blocks()) * 4096 * 2;
-        if self.external { room } else { self.data.bytes() + room }
-    }
-
-    /// # Errors
-    /// When the sizes are impossible.
-    pub(super) fn layout(self) -> Result<Layout, LayoutError> {
-        let meta = Sectors::from_bytes_floor(self.meta_bytes());
-        let sizes = DeviceSizes { meta, data: if self.external { self.data } else { meta } };
-        Layout::new(self.place().kind, self.al, sizes)
-    }
-
-    pub(super) fn create_options(self) -> CreateOptions {
-        CreateOptions { place: self.place(), al: self.al, device_uuid: 1, peer_max_bio_size: 0 }
-    }
-}
 
 #[derive(Debug)]
 struct Node {
