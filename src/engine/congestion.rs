@@ -129,6 +129,7 @@ impl Engine {
         vol.congestion.enter(now);
         self.new_current_uuid(v);
         self.send_uuids_durably(v);
+        self.tell_marked(v);
         // The extents may be those of writes that have arrived.
         self.check_ahead(v);
         true

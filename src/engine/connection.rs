@@ -60,7 +60,8 @@ pub(crate) struct PeerQuestion {
 #[derive(Debug)]
 pub(crate) struct Held {
     volume: VolumeNr,
-    packet: Packet,
+    /// None keeps the place of one that waits for the metadata.
+    packet: Option<Packet>,
     /// The write that completes when the TCP stack has taken the packet.
     awaited: Option<u64>,
 }
@@ -181,7 +182,7 @@ impl Engine {
             return;
         }
         if self.conn.hold > 0 {
-            self.conn.held.push_back(Held { volume: v, packet, awaited: None });
+            self.conn.held.push_back(Held { volume: v, packet: Some(packet), awaited: None });
         } else {
             self.send_data_now(v, packet);
         }
@@ -227,11 +228,32 @@ impl Engine {
         self.conn.hold += 1;
     }
 
+    /// The same, and keeps a place for a packet: behind what is queued by now, before everything else.
+    pub(crate) fn hold_place(&mut self, v: VolumeNr) {
+        self.hold_data();
+        if self.conn.link.is_some() {
+            self.conn.held.push_back(Held { volume: v, packet: None, awaited: None });
+        }
+    }
+
+    /// Puts a packet into the oldest place that is kept for this volume, or gives the place up.
+    pub(crate) fn fill_place(&mut self, v: VolumeNr, packet: Option<Packet>) {
+        if let Some(at) = self.conn.held.iter().position(|held| held.volume == v && held.packet.is_none()) {
+            match packet {
+                Some(packet) => self.conn.held[at].packet = Some(packet),
+                None => {
+                    self.conn.held.remove(at);
+                }
+            }
+        }
+    }
+
     /// Lets the held packets go when the last reason is gone.
     pub(crate) fn release_data(&mut self) {
         self.conn.hold = self.conn.hold.saturating_sub(1);
         if self.conn.hold == 0 {
             for Held { volume, packet, awaited } in std::mem::take(&mut self.conn.held) {
+                let Some(packet) = packet else { continue };
                 self.send_data_now(volume, packet);
                 if let Some(key) = awaited {
                     self.conn.awaiting_sent.push_back((self.conn.data_queued, key));

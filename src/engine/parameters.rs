@@ -114,8 +114,7 @@ impl Engine {
     }
 
     pub(crate) fn uuids_packet(&mut self, v: VolumeNr, flags: UuidFlags) -> Option<Packet> {
-        // A failed disk's say nothing any more.
-        let vol = self.volumes.get_mut(&v).filter(|vol| vol.state.disk != DiskState::Failed)?;
+        let vol = self.volumes.get_mut(&v)?;
         let disk = vol.disk.as_ref()?;
         vol.bits_sent = disk.bitmap.count();
         let flags = flags

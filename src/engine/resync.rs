@@ -117,6 +117,10 @@ impl Engine {
     /// The source begins.
     pub(crate) fn begin_source(&mut self, v: VolumeNr) {
         let failed = self.volumes.get_mut(&v).map(|vol| std::mem::take(&mut vol.failed_early)).unwrap_or_default();
+        if self.state(v).conn == ConnState::Connected {
+            // No bitmaps were exchanged.
+            self.tell_marked(v);
+        }
         let change = StateChange::NONE.conn(ConnState::SyncSource).pdsk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -146,7 +150,7 @@ impl Engine {
             vol.missed_end = false;
         }
         self.log(Level::Info, Some(v), format!("updated sync UUID {ids}"));
-        self.hold_data();
+        self.hold_place(v);
         let link = self.conn.link;
         // What goes over has to stay here as well: both nodes forget that a block differed when the target has it, and
         // writes of a peer that is gone may still be in this disk's cache, known to no activity log any more.
@@ -156,9 +160,8 @@ impl Engine {
 
     /// The sync identifier is durable.
     pub(crate) fn on_sync_uuid_durable(&mut self, v: VolumeNr, uuid: GenId) {
-        if matches!(self.state(v).conn, ConnState::SyncSource | ConnState::PausedSyncS) {
-            self.send_data_first(v, Packet::SyncUuid(uuid));
-        }
+        let goes = matches!(self.state(v).conn, ConnState::SyncSource | ConnState::PausedSyncS);
+        self.fill_place(v, goes.then_some(Packet::SyncUuid(uuid)));
         self.release_data();
     }
 
