@@ -409,10 +409,14 @@ impl Engine {
         conn.ping_at = None;
         self.bitmap_tx = None;
         self.peer_requests_orphaned();
+        let freezes = self.freezes_requests();
         for v in self.volume_numbers() {
             self.forget_resync(v);
             self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
+                if freezes {
+                    vol.frozen_from = vol.frozen_from.or(vol.peer.uuids.map(|uuids| uuids.ids.current));
+                }
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;
                 vol.send_bitmap = false;

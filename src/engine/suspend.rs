@@ -236,6 +236,9 @@ impl Engine {
             self.epochs.close();
         }
         self.resend_due = false;
+        for vol in self.volumes.values_mut() {
+            vol.frozen_from = None;
+        }
         let last = self.epochs.last();
         for flush in self.flushes.values_mut() {
             flush.epoch = flush.epoch.and(last);
@@ -274,8 +277,11 @@ impl Engine {
         let state = vol.state;
         let local = vol.disk_usable() && writes_locally(&state);
         let own_counts = local && state.disk == DiskState::UpToDate;
-        if state.conn < ConnState::Connected || !replicates(&state) {
-            // The peer's data are to be replaced: it gets these with the rest.
+        // Where this node has no good copy these were written to the peer's data as they were when they froze.
+        let changed = vol.frozen_from.is_some_and(|id| vol.peer.uuids.is_none_or(|now| !now.ids.current.same(id)));
+        let stale = state.disk != DiskState::UpToDate && changed;
+        if state.conn < ConnState::Connected || !replicates(&state) || stale {
+            // The peer's data are to be replaced: it gets these with the rest. Or somebody wrote them since: these are lost.
             request.net = Side::Failed;
             request.retired = true;
             if self.set_bits(v, range) > 0 && sends_out_of_sync(&state) {

@@ -223,6 +223,8 @@ pub(crate) struct Volume {
     pub bits_known: bool,
     /// The helper that the next resync waits for.
     pub resync_helper: Option<crate::engine::event::HandlerRun>,
+    /// The peer's generation when writes froze, until they were sent again.
+    pub frozen_from: Option<GenId>,
     /// Sectors for data that the peer was told of last.
     pub told_capacity: Sectors,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
@@ -318,6 +320,7 @@ impl Volume {
             failed_early: super::blocks::BlockSet::default(),
             bits_known: false,
             resync_helper: None,
+            frozen_from: None,
             told_capacity: Sectors(0),
             verify: None,
             forced_detach: false,

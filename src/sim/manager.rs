@@ -25,6 +25,9 @@ impl World {
         if self.nodes.iter().any(|n| n.newer_inconsistent) {
             self.give_up_or_force();
         }
+        if self.peace && self.nodes.iter().any(|n| n.unresolvable) {
+            self.choose_for_them();
+        }
         if self.peace && self.mend_policies() && self.nodes[B].is_up() && self.nodes[B].conn != ConnState::StandAlone {
             let net = self.nodes[B].params.net.clone();
             self.command(B, 0, Order::Net(net.max_buffers), Command::NetOptions(Box::new(net)));
@@ -70,6 +73,18 @@ impl World {
         }
     }
 
+    /// Two nodes of which one is too old for the question who is right: somebody says it.
+    fn choose_for_them(&mut self) {
+        let victim = 1 - self.prefer;
+        for node in &mut self.nodes {
+            node.unresolvable = false;
+        }
+        for volume in 0..self.differs.len() {
+            self.order(victim, volume, Order::Secondary { close: true });
+            self.order(victim, volume, Order::Invalidate);
+        }
+    }
+
     /// Where DRBD leaves people alone: two Primaries that meet, or no good disk on either node.
     fn last_resort(&mut self) {
         self.rounds += 1;
@@ -92,7 +107,8 @@ impl World {
             }
         }
         self.renew_unrelated();
-        if self.renew_oversized() {
+        // Every other time: what keeps the nodes apart may be that there are no good data for another volume.
+        if self.rounds.is_multiple_of(16) && self.renew_oversized() {
             return;
         }
         let no_good = |world: &Self, volume: usize| {

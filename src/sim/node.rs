@@ -223,6 +223,8 @@ pub struct Node {
     pub unrelated: bool,
     /// The latest writes are on an Inconsistent disk, and the connection was refused.
     pub newer_inconsistent: bool,
+    /// Refused its peer because one of them is too old to say who is right.
+    pub unresolvable: bool,
     /// Attaches refused in this life.
     pub refused_attach: u32,
     /// Needs `--discard-my-data` at the next connect: a split brain was found.
@@ -288,6 +290,7 @@ impl Node {
             actions: Vec::new(),
             unrelated: false,
             newer_inconsistent: false,
+            unresolvable: false,
             must_demote: false,
             refused_attach: 0,
             split_brain: false,
