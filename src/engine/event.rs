@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::engine::dirty::Bitmap;
 use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions, ResourceOptions};
-use crate::engine::undo::UndoAnswer;
+use crate::engine::undo::{SavedBlocks, UndoAnswer};
 use crate::meta::{DeviceSizes, Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
 pub use crate::wire::kind::Socket;
@@ -132,8 +132,8 @@ pub struct AttachedDisk {
     pub shared_device: bool,
     /// Path of the data device, for messages.
     pub path: String,
-    /// An undo file is being filled: the blocks that are in it.
-    pub undo: Option<Vec<std::ops::Range<u64>>>,
+    /// An undo file is being filled: what is in it.
+    pub undo: Option<SavedBlocks>,
 }
 
 /// What a data device can do.

@@ -46,6 +46,15 @@ pub struct UndoHead {
     pub marked: u64,
 }
 
+/// What is in an undo file that is being filled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedBlocks {
+    /// Blocks of the device when it was begun; what it has grown by since was never the victim's.
+    pub blocks: u64,
+    /// Those that are in it.
+    pub runs: Vec<std::ops::Range<u64>>,
+}
+
 /// Old contents of consecutive blocks; the last one is cut where the device ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OldBlocks {
@@ -232,7 +241,7 @@ impl Engine {
     }
 
     /// A disk is attached whose resync was under way: what is saved already.
-    pub(crate) fn undo_resume(&mut self, v: VolumeNr, saved: &[std::ops::Range<u64>], consistent: bool) {
+    pub(crate) fn undo_resume(&mut self, v: VolumeNr, saved: &SavedBlocks, consistent: bool) {
         if self.faulty(Fault::UndoForgotten) {
             return;
         }
@@ -240,8 +249,10 @@ impl Engine {
             return self.order_undo(v, UndoOrder::End);
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        let Some(Ok(mut bits)) = vol.disk.as_ref().map(|disk| Bitmap::new(disk.bitmap.bits())) else { return };
-        for run in saved {
+        let Some(Ok(mut bits)) = vol.disk.as_ref().map(|disk| Bitmap::new(disk.bitmap.bits().min(saved.blocks))) else {
+            return;
+        };
+        for run in &saved.runs {
             bits.set_range(run.start.min(bits.bits())..run.end.min(bits.bits()));
         }
         vol.undo = Some(Box::new(Undo { phase: Phase::Saving, saved: bits, held: Vec::new() }));

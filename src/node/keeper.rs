@@ -9,7 +9,6 @@ mod undo;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -22,7 +21,7 @@ use self::undo::Undos;
 use super::view::View;
 use crate::control::split_brain::{Memory, Undo};
 use crate::engine::divergence::Divergence;
-use crate::engine::undo::{UndoAnswer, UndoOrder};
+use crate::engine::undo::{SavedBlocks, UndoAnswer, UndoOrder};
 use crate::units::{GenId, VolumeNr};
 
 /// Where things are kept that must survive a restart.
@@ -48,7 +47,7 @@ pub enum Job {
     /// The engine's order for an undo file.
     Undo(VolumeNr, UndoOrder),
     /// A disk with this current identifier is about to be attached: which blocks are saved already?
-    Attach(VolumeNr, GenId, oneshot::Sender<Option<Vec<Range<u64>>>>),
+    Attach(VolumeNr, GenId, oneshot::Sender<Option<SavedBlocks>>),
     /// What is remembered.
     Ask(oneshot::Sender<Recollection>),
 }

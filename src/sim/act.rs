@@ -261,10 +261,8 @@ impl World {
                         it.split_brain |= refused == Some(RefuseReason::SplitBrain);
                         it.must_demote |= refused == Some(RefuseReason::TargetIsPrimary);
                         it.unrelated |= refused == Some(RefuseReason::Unrelated);
-                        it.unresolvable |= matches!(
-                            refused,
-                            Some(RefuseReason::NeedsVersion(_) | RefuseReason::NeedsFeature { .. })
-                        );
+                        it.unresolvable |=
+                            matches!(refused, Some(RefuseReason::NeedsVersion(_) | RefuseReason::NeedsFeature { .. }));
                         it.newer_inconsistent |= refused == Some(RefuseReason::NewerInconsistent);
                     }
                     Some(Fact::Illegal { unexpected }) => {

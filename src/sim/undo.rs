@@ -17,7 +17,7 @@ use super::node::nr;
 use super::rng::Rng;
 use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::event::Event;
-use crate::engine::undo::{OldBlocks, UndoAnswer, UndoHead, UndoOrder};
+use crate::engine::undo::{OldBlocks, SavedBlocks, UndoAnswer, UndoHead, UndoOrder};
 use crate::undo::UndoIo;
 use crate::undo::file::{Run, UndoFile, belongs};
 use crate::undo::format::{BLOCK, Head};
@@ -95,7 +95,7 @@ impl SimUndo {
     }
 
     /// A disk with this current identifier is attached: what is saved, if saving goes on.
-    pub fn resume(&mut self, current: GenId, data: &Device) -> Option<Vec<std::ops::Range<u64>>> {
+    pub fn resume(&mut self, current: GenId, data: &Device) -> Option<SavedBlocks> {
         match self.new.take() {
             Some(new) if belongs(new.head(), current) => {
                 // It died before it could say that the resync begins; nothing was overwritten.
@@ -105,7 +105,7 @@ impl SimUndo {
             _ => {}
         }
         let file = self.file.as_ref().filter(|file| self.saving && !file.ended() && !file.incomplete())?;
-        Some(file.runs().collect())
+        Some(SavedBlocks { blocks: file.head().blocks(), runs: file.runs().collect() })
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{StateDir, now};
 use crate::control::split_brain::{Undo, UndoState};
-use crate::engine::undo::{OldBlocks, UndoAnswer, UndoHead, UndoOrder};
+use crate::engine::undo::{OldBlocks, SavedBlocks, UndoAnswer, UndoHead, UndoOrder};
 use crate::node::view::View;
 use crate::undo::disk::{DiskFile, UndoPaths};
 use crate::undo::file::{Run, UndoFile};
@@ -65,16 +65,16 @@ impl Undos {
     }
 
     /// A disk is about to be attached: which blocks are saved, if a file is being filled for it.
-    pub fn attach(&mut self, volume: VolumeNr, current: GenId) -> Option<Vec<std::ops::Range<u64>>> {
+    pub fn attach(&mut self, volume: VolumeNr, current: GenId) -> Option<SavedBlocks> {
         self.filling.remove(&volume);
         self.begun.remove(&volume);
         let found = self.reopen(volume, current).unwrap_or_else(|error| {
             self.complain(volume, &format!("the undo file cannot be used: {error}"));
             None
         })?;
-        let runs = found.runs().collect();
+        let saved = SavedBlocks { blocks: found.head().blocks(), runs: found.runs().collect() };
         self.filling.insert(volume, found);
-        Some(runs)
+        Some(saved)
     }
 
     fn reopen(&mut self, volume: VolumeNr, current: GenId) -> io::Result<Option<File>> {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Core;
 use crate::engine::event::Event;
 use crate::engine::state::VolumeState;
-use crate::engine::undo::{UndoAnswer, UndoOrder};
+use crate::engine::undo::{SavedBlocks, UndoAnswer, UndoOrder};
 use crate::node::keeper::{Job, Recollection};
 use crate::units::{GenId, VolumeNr};
 use crate::wire::state::{ConnState, DiskState};
@@ -47,7 +47,7 @@ impl Core {
     }
 
     /// Which blocks are saved already in the undo file that is being filled for this disk.
-    pub async fn resume_undo(&self, volume: VolumeNr, current: GenId) -> Option<Vec<Range<u64>>> {
+    pub async fn resume_undo(&self, volume: VolumeNr, current: GenId) -> Option<SavedBlocks> {
         let keeper = self.keeper.as_ref()?;
         let (answer, reply) = oneshot::channel();
         keeper.tell(Job::Attach(volume, current, answer));
