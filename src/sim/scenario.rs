@@ -444,6 +444,12 @@ impl Story {
         format!("{} {}/{} {}/{}", s.conn, s.role, s.peer, s.disk, s.pdsk)
     }
 
+    /// Whether a node has closed a volume's devices: it says Diskless a moment earlier.
+    #[must_use]
+    pub fn has_closed(&self, node: usize, volume: usize) -> bool {
+        !self.world.nodes[node].volumes[volume].open
+    }
+
     fn bitmap(&self, node: usize, volume: usize) -> Option<&Bitmap> {
         self.world.nodes[node].engine.as_ref()?.bitmap(World::volume_nr(volume))
     }

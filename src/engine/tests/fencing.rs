@@ -51,8 +51,8 @@ fn resource_only_goes_on_at_once_and_learns_of_the_peer() {
         p.join();
         p.settle();
         assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
-        assert_eq!(p.nodes[A].helpers, [Handler::FencePeer, Handler::UnfencePeer]);
-        assert_eq!(p.nodes[B].helpers, []);
+        assert_eq!(p.nodes[A].helpers, [Handler::FencePeer, Handler::BeforeResyncSource, Handler::UnfencePeer]);
+        assert!(!p.nodes[B].helpers.iter().any(|h| matches!(h, Handler::FencePeer | Handler::UnfencePeer)));
         p.same_data();
     }
 }

@@ -129,6 +129,7 @@ fn a_helper_that_outlives_the_link_lets_nothing_go_on_the_next_one() {
     }
     p.settle();
     assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/Diskless", "{:#?}", p.nodes[A].log);
+    p.nodes[B].slow_helpers = false;
     p.attach(B, V);
     p.settle();
     assert_eq!(p.nodes[A].text(), "Connected Primary/Secondary UpToDate/UpToDate", "{:#?}", p.nodes[A].log);
