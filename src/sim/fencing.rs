@@ -147,7 +147,8 @@ impl World {
         let worthless = volumes().all(|s| s.disk < DiskState::Consistent);
         let nobodys = volumes().all(|s| s.role == Role::Secondary);
         // The volumes report one by one, and what is known of the others already suffices.
-        let heard = volumes().any(|s| s.conn >= ConnState::Connected) && volumes().all(|s| s.pdsk <= DiskState::Outdated);
+        let heard =
+            volumes().any(|s| s.conn >= ConnState::Connected) && volumes().all(|s| s.pdsk <= DiskState::Outdated);
         if back || worthless || nobodys || heard {
             self.fences[node].frozen = None;
         }

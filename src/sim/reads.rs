@@ -72,8 +72,7 @@ impl Model {
         }
         let id = found[0];
         // What was still under way then, on a node that lives, may come yet; and what a dead one sent to the other Primary, too.
-        let settled =
-            |write: &Write| write.invoked < era_start && write.ended <= era_start && (write.acked || !two);
+        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start && (write.acked || !two);
         let is_old = |id: WriteId| settled(&self.writes[Self::at(id)]) || id == INITIAL;
         let firm = |id: WriteId| self.writes[Self::at(id)].acked || is_old(id);
         let old = is_old(id);
