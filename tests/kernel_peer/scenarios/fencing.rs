@@ -67,7 +67,7 @@ pub fn a_diskless_udrbd_primary_waits_for_the_kernel(bench: &mut Bench) -> Outco
     wait_status(&pair, "suspended:no-data")?;
     load.assert_running()?;
     pair.lab.cable(KERNEL_CABLE, Cable::Plugged)?;
-    wait_status(&pair, "suspended:no ")?;
+    wait_status(&pair, "suspended:no\n")?;
     load.finish()?;
     pair.udrbd.drbdctl("attach r0")?;
     pair.wait_synced()?;

@@ -11,12 +11,16 @@ use crate::bench::{Bench, Outcome, Pair};
 
 /// Sectors at the beginning of the device on which everybody writes.
 const SECTORS: u32 = 96;
-/// Writers on the kernel's side, and requests in flight on ours. One each: a kernel node's own requests may hang where one of
-/// them meets several of the peer's at once (it asserts that a request that it sends again still waits for an answer).
+/// Writers on the kernel's side, and requests in flight on ours. One each, because more is beyond the kernel itself: a pair of two
+/// kernel nodes with four writers on each side parts by itself ("BAD! BarrierAck #26 received, expected #25!", an assertion that the
+/// current epoch's list is not empty, then a split brain), and with one writer on each side stays connected and equal.
+///
+/// "ASSERT( req->rq_state & RQ_NET_PENDING ) in restart_conflicting_writes" in the kernel's log is harmless: a postponed request is
+/// met a second time while it is still on the list of those to be sent again.
 const THREADS: u32 = 1;
 const DEPTH: u32 = 1;
 /// How many connections are tried until each node had the last word once.
-const CONNECTIONS: u32 = 12;
+const CONNECTIONS: u32 = 6;
 
 /// Writes from a guest: threads with direct I/O, each with a seed of its own, random places and sizes.
 fn guest_writers(seed: u32, threads: u32, writes: u32) -> String {
@@ -90,7 +94,7 @@ fn quiet(pair: &Pair<'_>) -> Outcome {
 }
 
 /// Overlapping writes of random sizes and places from both sides, as often as it takes until the kernel had the last word and
-/// udrbd had it.
+/// udrbd had it: that is who connects to a node that waits.
 pub fn concurrent_writers(bench: &mut Bench) -> Outcome {
     let conf = two(bench);
     let pair = bench.synced_pair(&conf)?;
@@ -106,8 +110,15 @@ pub fn concurrent_writers(bench: &mut Bench) -> Outcome {
             return Ok(());
         }
         pair.udrbd.drbdctl("secondary r0")?;
-        pair.udrbd.drbdctl("disconnect r0")?;
-        pair.udrbd.drbdctl("connect r0")?;
+        if round % 2 == 0 {
+            pair.kernel.drbdadm("disconnect r0")?;
+            pair.udrbd.wait("cstate", "WFConnection", 1)?;
+            pair.kernel.drbdadm("connect r0")?;
+        } else {
+            pair.udrbd.drbdctl("disconnect r0")?;
+            pair.kernel.wait_proc(1, &["cs:WFConnection"], Duration::from_secs(60))?;
+            pair.udrbd.drbdctl("connect r0")?;
+        }
         pair.kernel.wait_proc(1, &["cs:Connected"], Duration::from_secs(60))?;
         pair.wait_synced()?;
     }
