@@ -161,6 +161,10 @@ impl Engine {
         }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
+        if cut_short && new.has_local_disk() && new.disk < DiskState::UpToDate {
+            // A peer that loses its disk in the middle of the bitmaps would take this one for good.
+            self.send_state(v);
+        }
     }
 
     /// Which data the applications use now: those of the peer where there is no own disk; and whether the own disk, when
@@ -199,7 +203,9 @@ impl Engine {
             self.log(Level::Info, Some(v), text);
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if goes && new.role == Role::Primary && peer_was_good {
+        // A node that is promoted without a disk writes where the good data are, too.
+        let serves_from_peer = promoted && !new.has_local_disk() && new.pdsk == DiskState::UpToDate;
+        if (goes && new.role == Role::Primary && peer_was_good) || serves_from_peer {
             vol.behind = true;
         } else if new.has_local_disk() || new.role != Role::Primary {
             vol.behind = false;

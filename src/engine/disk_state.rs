@@ -78,6 +78,7 @@ impl Engine {
                 format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size),
             ));
         }
+        let was_behind = vol.behind;
         let behind = vol.behind && vol.state.pdsk != DiskState::UpToDate;
         if behind || !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
             return Err(code(150, format!("Can only attach to data with current UUID={}", vol.exposed)));
@@ -158,7 +159,8 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;
         vol.crashed_primary = crashed && !forgets_crash;
-        vol.attach_disk = states.attach_disk;
+        // What the peer has on top of it only a handshake brings: should that not come about this disk serves nobody.
+        vol.attach_disk = if was_behind { states.attach_disk.min(DiskState::Outdated) } else { states.attach_disk };
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
         vol.forced_detach = false;

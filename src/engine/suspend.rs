@@ -164,7 +164,17 @@ impl Engine {
                 }
                 self.requests_lost();
             }
-            Fate::None => {}
+            Fate::None => {
+                for v in self.volume_numbers() {
+                    let state = self.state(v);
+                    let due = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
+                    if due && state.conn >= ConnState::Connected && state.pdsk < DiskState::Inconsistent {
+                        // Its disk went while nothing was written; from here on it is without what comes.
+                        self.begin_pending_generation(v);
+                        self.send_uuids_durably(v);
+                    }
+                }
+            }
         }
         for v in self.volume_numbers() {
             self.force(v, clear);

@@ -250,7 +250,7 @@ impl World {
                             if refused.is_none() {
                                 self.policy_decides(node, volume, rule);
                             }
-                            if self.primary(volume).is_some() {
+                            if [A, B].iter().any(|n| self.is_primary(*n, volume)) {
                                 // Its clients may find other data from here on.
                                 self.model.new_era(self.tick, volume);
                             }
