@@ -34,7 +34,7 @@ use crate::units::{BlockId, Sector, SectorRange, Sectors, SeqNr, Timestamp, Volu
 use crate::wire::data::{Data, DpFlags};
 use crate::wire::digest::Digest;
 use crate::wire::packet::Packet;
-use crate::wire::state::{ConnState, Role};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 impl Engine {
     /// Whether both nodes may be Primary. Before version 100 nobody can say "send it again".
@@ -363,6 +363,11 @@ impl Engine {
     fn send_again(&mut self, key: u64) {
         let Some(old) = self.requests.remove(key) else { return };
         let v = old.volume;
+        let state = self.state(v);
+        if (state.disk, state.pdsk) != (DiskState::UpToDate, DiskState::UpToDate) {
+            // It may come to nothing this time, and the own disk has it.
+            self.set_bits(v, old.range);
+        }
         let new = self.new_part(old.master, v, old.kind, old.range, old.data);
         if let Some(request) = self.requests.get_mut(new) {
             request.al = old.al;
