@@ -13,7 +13,7 @@ use crate::engine::state::{
     md_flags, plan, plan_cluster_wide, side_effects,
 };
 use crate::meta::MdFlags;
-use crate::units::{Sectors, VolumeNr};
+use crate::units::{GenId, Sectors, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, DiskState, Role, StateResult};
 
@@ -346,15 +346,18 @@ impl Engine {
         let primary = vol.state.role == Role::Primary;
         let alone = vol.state.conn < ConnState::Connected;
         let may_be_done = vol.target_may_be_done();
+        let held = vol.peer.uuids.map_or(GenId::UNSET, |uuids| uuids.ids.current);
         let Some(disk) = vol.disk.as_mut() else { return };
-        let ids = match disk.ids() {
+        let before = disk.ids();
+        let ids = match before {
             // As if the end of the resync had been seen. If it had not come to that, the next handshake finds the
             // target's identifier in the history and starts over.
             ids if may_be_done => ids.finish_as_source().new_current(random.0, primary),
             // Also when it is forced: the bitmap goes on to count from what the peer has.
             ids if ids.bitmap.0 != 0 && (vol.target_unknown || alone) => ids.new_current_beside(random.0, primary),
             ids => ids.new_current(random.0, primary),
-        };
+        }
+        .keeping(&before, held);
         disk.set_ids(ids);
         vol.target_maybe_done = false;
         vol.target_unknown = false;

@@ -84,6 +84,22 @@ impl GenIds {
         self
     }
 
+    /// Keeps the name of the generation that the peer is known to hold where it was in the slots `before` and has dropped out
+    /// of the history: a target whose resync is broken off again and again, each time before it has begun there, would come
+    /// to hold data that no slot here knows. Of the older entries nobody holds any.
+    #[must_use]
+    pub const fn keeping(mut self, before: &Self, held: GenId) -> Self {
+        if before.remembers(held) && !self.remembers(held) && !self.current.same(held) {
+            self.history[1] = held.with_primary_bit(false);
+        }
+        self
+    }
+
+    const fn remembers(&self, id: GenId) -> bool {
+        let [a, b] = self.history;
+        id.0 != 0 && (self.bitmap.same(id) || a.same(id) || b.same(id))
+    }
+
     /// A new data generation of which it is not known whether the target of a resync has the old one: the bitmap slot
     /// stays (it tracks what a target that was not done needs), and the history remembers the old current (for a target
     /// that was done).

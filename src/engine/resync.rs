@@ -140,10 +140,12 @@ impl Engine {
     /// A new bitmap identifier for this resync; it goes to the peer when it is durable, and nothing overtakes it.
     pub(crate) fn make_sync_uuid(&mut self, v: VolumeNr) {
         let random = self.rng.gen_id();
-        let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) else { return };
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        let held = vol.peer.uuids.map_or(GenId::UNSET, |uuids| uuids.ids.current);
+        let Some(disk) = vol.disk.as_mut() else { return };
         let ids = disk.ids();
         let uuid = ids.sync_uuid(random.0);
-        let ids = ids.start_as_source(uuid);
+        let ids = ids.start_as_source(uuid).keeping(&ids, held);
         disk.set_ids(ids);
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.missed_end = false;

@@ -273,6 +273,27 @@ fn a_resync_ends_with_equal_identifiers() {
     }
 }
 
+/// The target dies each time before the resync has begun on its disk, and at last the source begins a generation of its own. (A
+/// history of two entries loses count of the starts.)
+#[test]
+fn a_target_whose_resync_never_begins_is_known_however_often_it_starts() {
+    let target = node([B, 0, 0, 0]);
+    let mut source = GenIds::from_slots([A | 1, B, D, E]);
+    for start in 0..8 {
+        let (first, second) = both(&Node { ids: source, ..node([0; 4]).primary() }, &target, LINK);
+        let wants =
+            [first.verdict, second.verdict].map(|v| matches!(v, Verdict::Source { .. } | Verdict::Target { .. }));
+        assert_eq!(wants, [true, true], "start {start}: {first:?} {second:?} {source}");
+        source = source.start_as_source(source.sync_uuid(0)).keeping(&source, GenId(B));
+        assert!(source.resync_begun());
+        if start == 3 {
+            source = source.finish_as_source().new_current(G, true).keeping(&source, GenId(B));
+        }
+    }
+    let kept = source;
+    assert_eq!(kept.keeping(&kept, GenId(H)), kept, "what the slots never named is not theirs");
+}
+
 #[test]
 fn a_full_sync_without_bitmap_identifier_takes_the_older_history_along() {
     let peer = GenIds::from_slots([B, 0, D, E]);
