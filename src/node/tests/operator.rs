@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::PATIENCE;
 use super::proxy::Cut;
 use super::round::{NAMES, Round, is_good};
 use crate::disk::fault::Faults;
@@ -130,14 +131,25 @@ impl Round {
     fn attach_primary(&mut self) {
         let p = self.primary;
         self.calm_network();
-        if self.attach(p).is_ok() {
-            self.wait("the Primary's disk to be good", |round| {
-                let volume = round.volume(p);
-                matches!(volume.state.disk, DiskState::UpToDate | DiskState::Diskless)
-                    || volume.state.conn == ConnState::StandAlone
-            });
-            self.look_at_primary();
+        if self.attach(p).is_err() {
+            return;
         }
+        self.order(p, Command::ResumeSync);
+        let settled = |round: &Self| {
+            let state = round.volume(p).state;
+            matches!(state.disk, DiskState::UpToDate | DiskState::Diskless) || state.conn == ConnState::StandAlone
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !settled(self) {
+            assert!(Instant::now() < deadline, "waiting for the Primary's disk to be good lasts too long");
+            if self.is_diskless(1 - p) {
+                // The source lost its disk on the way.
+                self.nodes[1 - p].set_faults(Faults { fail_one_in: 0, ..self.params.faults });
+                let _ = self.attach(1 - p);
+            }
+            self.nodes[p].wait_for_news(Duration::from_millis(10));
+        }
+        self.look_at_primary();
     }
 
     fn is_diskless(&self, n: usize) -> bool {
