@@ -177,3 +177,29 @@ fn an_ordered_full_sync_that_did_not_begin_is_not_forgotten() {
         assert_eq!((s.bits(A, 0), s.bits(B, 0)), (0, 0));
     });
 }
+
+/// The target of a full sync dies when it has begun, and then each time when the source has announced the next one and before it
+/// has begun there, while the source writes alone: the target holds the first identifier, and the source's history of two has to
+/// remember it.
+#[test]
+fn a_target_that_died_before_every_beginning_was_unrelated_in_the_end() {
+    regression(32, &[], |k, scenario| {
+        let mut s = primary(scenario.rate(1));
+        let first = s.a().write(64, 8);
+        s.b().start_order(Order::Invalidate);
+        s.b().becomes("SyncTarget");
+        s.wait(u64::from(k % 2) * 300);
+        for start in 0..4 {
+            s.b().crash();
+            s.a().becomes("WFConnection");
+            if k >> (start + 1) & 1 == 1 {
+                s.a().write(4096 + 8 * start, 8);
+            }
+            s.b().restart();
+            s.until_sent(A, "P_SYNC_UUID");
+        }
+        s.settle();
+        s.same_data();
+        s.both_hold(first);
+    });
+}
