@@ -24,7 +24,15 @@ impl Engine {
     pub(crate) fn on_sync_uuid(&mut self, v: VolumeNr, uuid: GenId) {
         let conn = self.state(v).conn;
         match conn {
-            ConnState::WfSyncUuid | ConnState::Behind => self.start_target(v, uuid),
+            ConnState::WfSyncUuid if self.volumes.get(&v).is_some_and(|vol| vol.resync_helper.is_none()) => {
+                self.start_target(v, uuid);
+            }
+            ConnState::WfSyncUuid | ConnState::Behind => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.early_sync_uuid = Some(uuid);
+                }
+                self.before_resync(v, false);
+            }
             // The data socket may be faster than the answer to an invalidate.
             _ if matches!(conn, ConnState::StartingSyncT | ConnState::WfBitMapT) || self.asked_for_resync(v) => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
@@ -48,6 +56,11 @@ impl Engine {
     /// Waits for the source's announcement, or starts at once if it came early.
     pub(crate) fn wait_sync_uuid(&mut self, v: VolumeNr) {
         self.force(v, &StateChange::NONE.conn(ConnState::WfSyncUuid));
+        self.start_if_announced(v);
+    }
+
+    /// Starts if the source has announced it already.
+    pub(crate) fn start_if_announced(&mut self, v: VolumeNr) {
         if let Some(uuid) = self.volumes.get_mut(&v).and_then(|vol| vol.early_sync_uuid.take()) {
             self.start_target(v, uuid);
         }
@@ -67,6 +80,7 @@ impl Engine {
         vol.target_maybe_done = false;
         vol.target_missed_write = false;
         self.log(Level::Info, Some(v), format!("updated sync uuid {ids}"));
+        self.undo_starting(v);
         let change = StateChange::NONE.conn(ConnState::SyncTarget).disk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -87,6 +101,9 @@ impl Engine {
 
     /// The target's superblock is durable.
     pub(crate) fn on_target_started(&mut self, v: VolumeNr, ok: bool) {
+        if ok {
+            self.undo_start(v);
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if ok && vol.resync.is_some() && std::mem::take(&mut vol.refusals_due) {
             return self.ping_then(AfterPing::TargetAsk(v));
@@ -310,6 +327,6 @@ impl Engine {
         let link = self.conn.link;
         self.force(v, &change);
         // The cleared bits first: a crash must not leave a good disk with bits that no handshake would look at.
-        self.md_bitmap(v, true, Some(MdDone::Release(link)));
+        self.md_bitmap(v, true, Some(MdDone::TargetDone(link)));
     }
 }

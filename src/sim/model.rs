@@ -75,6 +75,8 @@ pub struct Scene {
     pub peer_good: bool,
     /// Protocol letter, as configured on the serving node.
     pub protocol: char,
+    /// The other node is Primary as well.
+    pub peer_primary: bool,
     /// Power cuts so far, by node.
     pub powers: [u64; 2],
     /// Failures of the volume's disk so far, by node.
@@ -261,7 +263,9 @@ impl Model {
                 if write.kept[node][0] && scene.own_good && own_undisturbed {
                     write.kept[node][1] = true;
                 }
-                if write.kept[peer][0] && remote && write.protocol_c {
+                // A peer that is Primary, too, flushes its own clients' writes for its own clients' flushes.
+                let asked = write.node == node || !scene.peer_primary;
+                if write.kept[peer][0] && remote && write.protocol_c && asked {
                     write.kept[peer][1] = true;
                 }
             }
@@ -567,10 +571,11 @@ mod tests {
     use super::super::reads::Read;
     use super::*;
 
-    const SCENE: Scene = Scene { own_good: true, peer_good: true, protocol: 'C', powers: [0; 2], failures: [0; 2] };
+    const SCENE: Scene =
+        Scene { own_good: true, peer_good: true, protocol: 'C', peer_primary: false, powers: [0; 2], failures: [0; 2] };
 
     fn read(model: &mut Model, began: Tick, now: Tick, write: WriteId) -> Result<(), String> {
-        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false };
+        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false, two: false };
         model.check_read(&read, 3, Content::Write(write))
     }
 

@@ -26,7 +26,7 @@ pub enum Side<'a> {
     /// The kernel's DRBD; its backing file.
     Kernel(&'a KernelNode, PathBuf),
     /// udrbd; its backing file.
-    Udrbd(UdrbdNode, PathBuf),
+    Udrbd(Box<UdrbdNode>, PathBuf),
 }
 
 /// What a node is called in the configuration, and where it is.
@@ -94,19 +94,14 @@ impl Side<'_> {
 
     /// The states of both nodes as this one sees them.
     pub fn told(&self) -> Result<Told, LabError> {
-        let [cstate, role, dstate] = match self {
-            Self::Kernel(node, _) => {
-                // One cheap command, and the same words.
-                let text = node.proc()?;
-                ["cs:", "ro:", "ds:"].map(|name| {
-                    text.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_default().to_owned()
-                })
-            }
-            Self::Udrbd(node, _) => {
-                let ask = |what: &str| Ok::<_, LabError>(node.drbdctl(&format!("{what} r0"))?.trim().to_owned());
-                [ask("cstate")?, ask("role")?, ask("dstate")?]
-            }
+        // One command: three would show three moments.
+        let text = match self {
+            Self::Kernel(node, _) => node.proc()?,
+            Self::Udrbd(node, _) => node.drbdctl("proc")?,
         };
+        let [cstate, role, dstate] = ["cs:", "ro:", "ds:"].map(|name| {
+            text.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_default().to_owned()
+        });
         Ok(Told { cstate, role, dstate })
     }
 
