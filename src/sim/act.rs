@@ -168,9 +168,10 @@ impl World {
         let mut scene = self.scene(node, pending.volume);
         if let Asked::Write(write) = pending.what
             && let Some(w) = self.model.write(write)
+            && scene.own_good
             && let Some(bits) = self.bits(node, pending.volume)
         {
-            // What this node has marked it does not claim to be on the peer.
+            // What this node has marked it does not claim to be on the peer, unless its own disk is the one that lacks it.
             scene.peer_good &= !bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
         }
         let outcome = match &result {
@@ -290,6 +291,9 @@ impl World {
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
         if !source(old.conn) && source(new.conn) {
             self.resync_since[volume] = self.tick;
+        }
+        if new.conn < ConnState::WfReportParams && old.conn >= ConnState::WfReportParams {
+            self.model.link_ended(self.tick, node, volume);
         }
         if new.conn < ConnState::Connected {
             let vol = &mut self.nodes[node].volumes[volume];

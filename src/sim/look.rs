@@ -18,6 +18,7 @@ impl World {
                 | ConnState::VerifyS
                 | ConnState::VerifyT
         );
+        let peer_primary = self.is_primary(1 - node, volume);
         Scene {
             own_good: state.disk == DiskState::UpToDate,
             peer_good: told && state.pdsk == DiskState::UpToDate,
@@ -26,7 +27,8 @@ impl World {
                 crate::wire::params::ReplProtocol::B => 'B',
                 crate::wire::params::ReplProtocol::C => 'C',
             },
-            peer_primary: self.is_primary(1 - node, volume),
+            peer_primary,
+            may_come_late: peer_primary && self.nodes[1 - node].volumes[volume].seen.conn >= ConnState::WfReportParams,
             powers: [self.nodes[A].powers, self.nodes[B].powers],
             failures: [A, B].map(|n| self.nodes[n].volumes[volume].failures),
         }

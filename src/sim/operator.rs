@@ -32,8 +32,12 @@ impl World {
             if let Some(pending) = self.pending.remove(&id)
                 && let super::world::Asked::Write(write) = pending.what
             {
-                self.model.abandon(self.tick, write);
+                let late = self.scene(node, pending.volume).may_come_late;
+                self.model.abandon(self.tick, write, late);
             }
+        }
+        for volume in 0..self.differs.len() {
+            self.model.link_ended(self.tick, node, volume);
         }
         if power {
             self.model.power_cut(node);
