@@ -24,6 +24,8 @@ pub struct UdrbdNode {
     name: String,
     /// Further arguments of the daemon.
     arguments: Vec<String>,
+    /// Bytes of the log that do not count any more.
+    log_from: std::cell::Cell<usize>,
 }
 
 /// The two programs: cargo names the daemon, the admin tool lies beside it.
@@ -82,6 +84,7 @@ impl UdrbdNode {
             conf: file,
             name: name.to_owned(),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+            log_from: std::cell::Cell::new(0),
         };
         node.run_daemon()?;
         Ok(node)
@@ -100,6 +103,16 @@ impl UdrbdNode {
     /// What the daemon has logged.
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// What is logged from here on is what [`UdrbdNode::log_since`] gives.
+    pub fn forget_log(&self) {
+        self.log_from.set(self.log_text().len());
+    }
+
+    /// What the daemon has logged since [`UdrbdNode::forget_log`].
+    pub fn log_since(&self) -> String {
+        self.log_text().get(self.log_from.get()..).unwrap_or_default().to_owned()
     }
 
     /// Opens volume 0 and keeps it open until told otherwise.

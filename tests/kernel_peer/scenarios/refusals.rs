@@ -35,6 +35,7 @@ enum Step {
 }
 use Step::{Connection, Disks, Open, Says};
 
+const STONITH_AND_A: &str = "(154) Fencing policy resource-and-stonith only with prot B or C allowed";
 const UNKNOWN_MINOR: &str = "(127) Device minor not allocated";
 
 /// Before anything is configured.
@@ -80,6 +81,13 @@ const FRESH: &[Step] = &[
         10,
         "(155) on-congestion policy pull-ahead only with prot A allowed",
     ),
+    Says(Me, "disk-options --fencing=resource-and-stonith r0", 0, ""),
+    Says(Me, "net-options --protocol=A r0", 10, STONITH_AND_A),
+    Says(Me, "disk-options --fencing=dont-care r0", 0, ""),
+    Says(Me, "net-options --protocol=A r0", 0, ""),
+    Says(Me, "disk-options --fencing=resource-and-stonith r0", 10, STONITH_AND_A),
+    Says(Me, "net-options --protocol=C r0", 0, ""),
+    Says(Me, "new-minor r0", 10, "(161) Minor or volume exists already (delete it first)"),
     Says(Me, "secondary r0", 0, ""),
 ];
 
@@ -117,6 +125,7 @@ const PRIMARY: &[Step] = &[
     Says(Me, "disk-options --resync-rate=40M r0", 10, "(138) Device does not have a disk-config"),
     Says(Me, "resize r0", 10, "(138) Device does not have a disk-config"),
     Says(Me, "disconnect r0", 17, "(-2) Need access to UpToDate data"),
+    Says(Me, "attach --size=10G r0", 10, "(111) Low.dev. smaller than requested DRBD-dev. size."),
     Says(Me, "attach r0", 0, ""),
     Disks(Me, "UpToDate/UpToDate"),
     // A resync that does not go on.
@@ -169,10 +178,23 @@ const SECONDARY: &[Step] = &[
     Disks(Me, "UpToDate/UpToDate"),
 ];
 
+/// Both Primary, then only this one.
+const TWO: &[Step] = &[
+    Says(Me, "net-options --allow-two-primaries=yes r0", 0, ""),
+    Says(Me, "primary r0", 0, ""),
+    Says(
+        Me,
+        "net-options --allow-two-primaries=no r0",
+        10,
+        "(164) Can not clear allow_two_primaries as long as\nthere a primaries on both sides",
+    ),
+    Says(Peer, "secondary r0", 0, ""),
+    Says(Me, "net-options --allow-two-primaries=no r0", 0, ""),
+    Says(Peer, "primary r0", 11, "(-1) Multiple primaries not allowed by config"),
+];
+
 /// This node Primary and StandAlone.
 const ALONE: &[Step] = &[
-    Says(Peer, "secondary r0", 0, ""),
-    Says(Me, "primary r0", 0, ""),
     Says(Me, "disconnect r0", 0, ""),
     Connection(Me, "StandAlone"),
     Says(Me, "disconnect r0", 10, "(162) Invalid configuration request"),
@@ -209,6 +231,13 @@ impl Table<'_> {
             // drbdadm of this line hands options of the back end over behind two dashes, and does not know these commands.
             "del-minor" => "drbdsetup del-minor 0".to_owned(),
             "del-resource" => "drbdsetup del-resource r0".to_owned(),
+            "new-minor" => "drbdsetup new-minor r0 0 0".to_owned(),
+            "attach" if args.contains("size") => {
+                format!(
+                    "drbdsetup {}",
+                    args.replace(" r0", "").replace("attach", "attach 0 /dev/ubda /dev/ubda internal")
+                )
+            }
             "resize" => format!("drbdsetup {}", args.replace(" r0", "").replace("resize", "resize 0")),
             "connect" if args.contains("discard") => "drbdadm -- --discard-my-data connect r0".to_owned(),
             _ => format!("drbdadm {args}"),
@@ -267,7 +296,7 @@ fn play_all(bench: &mut Bench, me_is_udrbd: bool) -> Outcome {
     table.play(NOTHING)?;
     let up = table.run(Me, "up r0")?;
     ensure(up.0 == 0, || format!("up: {up:?}"))?;
-    for steps in [FRESH, PRIMARY, SECONDARY, ALONE] {
+    for steps in [FRESH, PRIMARY, SECONDARY, TWO, ALONE] {
         table.play(steps)?;
     }
     table.pair.compare()?;
