@@ -364,8 +364,9 @@ impl Engine {
         let Some(old) = self.requests.remove(key) else { return };
         let v = old.volume;
         let state = self.state(v);
-        if (state.disk, state.pdsk) != (DiskState::UpToDate, DiskState::UpToDate) {
-            // It may come to nothing this time, and the own disk has it.
+        if state.disk != DiskState::UpToDate || state.pdsk < DiskState::Inconsistent {
+            // It may come to nothing this time, and the own disk has it. (A target with a disk gets it, or says that it did not;
+            // a bit that only its source has would never go.)
             self.set_bits(v, old.range);
         }
         let new = self.new_part(old.master, v, old.kind, old.range, old.data);
