@@ -278,7 +278,8 @@ impl Engine {
                     if self.conn.question.is_some() {
                         return Attempt::Refused(StateResult::InTransientState);
                     }
-                    self.conn.question = Some(PeerQuestion { command: id, volume: v, connection: false });
+                    self.conn.question =
+                        Some(PeerQuestion { command: id, volume: v, connection: false, conn: change.conn });
                     self.send_data(v, Packet::StateChgReq { mask: change.mask(), val: change.val() });
                     return Attempt::Asked;
                 }

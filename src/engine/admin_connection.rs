@@ -108,7 +108,7 @@ impl Engine {
         };
         let connection = self.conn.version >= 100;
         let v = self.volumes.keys().next().copied().unwrap_or_default();
-        self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection });
+        self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection, conn: change.conn });
         self.conn.disconnect_expected = true;
         let (mask, val) = (change.mask(), change.val());
         self.send_data(

@@ -54,6 +54,8 @@ pub(crate) struct PeerQuestion {
     pub volume: VolumeNr,
     /// Of the whole connection (`P_CONN_ST_CHG_REQ`).
     pub connection: bool,
+    /// The connection state that this node is to take.
+    pub conn: Option<ConnState>,
 }
 
 /// A packet that waits for the data socket.
@@ -424,6 +426,7 @@ impl Engine {
                 vol.verify = None;
                 vol.consider_resync = false;
                 vol.resync_unacked.clear();
+                vol.resync_abandoned.clear();
                 vol.refusals_due = false;
                 vol.counters.unacked = 0;
                 vol.congestion.in_flight = 0;

@@ -65,6 +65,7 @@ impl Engine {
                 AfterPing::SourceFinish(v) => self.finish_source(v),
                 AfterPing::SourceStart(v) => {
                     if let Some(vol) = self.volumes.get_mut(&v) {
+                        vol.resync_abandoned = vol.resync_unacked.iter().map(|(key, it)| (*key, it.count)).collect();
                         vol.resync_unacked.clear();
                         if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS | ConnState::Ahead)
                         {

@@ -68,8 +68,8 @@ pub(crate) struct PeerRequest {
     pub(crate) submitted: bool,
     /// Its link is gone: no answer.
     pub(crate) orphan: bool,
-    /// A question of a resync that is over: its answer would be taken for one of the next resync. It still counts as one
-    /// of this link's, unlike an orphan.
+    /// A question of a resync that is over, or its data: the answer would be taken for one of the next resync. It still counts
+    /// as one of this link's, unlike an orphan.
     pub(crate) dropped: bool,
     pub(crate) al: Option<ExtentSpan>,
     /// Waits for the activity log.
@@ -364,7 +364,7 @@ impl Engine {
             return;
         }
         let (v, range, block_id) = (request.volume, request.range, request.block_id);
-        let (marked, stale) = (request.marked, request.stale);
+        let (marked, stale, dropped) = (request.marked, request.stale, request.dropped);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         match request.kind.clone() {
             PeerKind::Write { .. } if !ok => self.send_ack(v, range.start, block_id, size, Packet::NegAck),
@@ -381,6 +381,7 @@ impl Engine {
                     self.send_ack(v, range.start, block_id, size, kind);
                 }
             }
+            PeerKind::ResyncWrite if dropped => self.old_resync_written(v, range, ok),
             PeerKind::ResyncWrite => self.resync_written(v, range, ok, stale),
             _ => {}
         }

@@ -244,6 +244,7 @@ impl Engine {
         let ctx = ReceivedContext {
             peer_flags: vol.peer.uuids.map(|u| u.flags),
             consider_resync: vol.consider_resync,
+            asked: self.conn.question.filter(|question| question.volume == v).and_then(|question| question.conn),
             attach_disk: vol.attach_disk,
             may_be_done: vol.resync.as_ref().is_some_and(|resync| resync.asked)
                 || vol.out_of_sync_bits() <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),

@@ -240,6 +240,10 @@ impl Engine {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
         let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
+            if let Some(left) = vol.resync_abandoned.get_mut(&key).filter(|left| **left > 0) {
+                *left -= 1;
+                return None;
+            }
             self.peer_error(name, format!("{blksize} bytes at sector {sector} were not sent for resync"));
             return None;
         };
@@ -398,6 +402,8 @@ impl Engine {
         // Only a target that has given up does not wait for the rest; what the own disk no longer gives is refused.
         if resync.source && vol.state.disk > DiskState::Failed && !self.faulty(Fault::OldResyncReadsSent) {
             self.drop_resync_reads(v);
+        } else if !resync.source {
+            self.drop_resync_writes(v);
         }
         self.renew_if_missed(v);
         self.retry_blocked(v);

@@ -9,6 +9,7 @@ use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
+use crate::engine::peer_request::PeerKind;
 use crate::engine::rate::Denied;
 use crate::engine::resync::{InFlight, RANGE_KEY, Resync, done_text};
 use crate::engine::state::{ChangeMode, StateChange};
@@ -282,6 +283,24 @@ impl Engine {
             self.send_ack(v, range.start, BlockId::SYNCER, size, Packet::NegAck);
         }
         self.drop_request(v, range);
+    }
+
+    /// The resync to here is over: data that are still on their way to the disk do not count for the next one.
+    pub(crate) fn drop_resync_writes(&mut self, v: VolumeNr) {
+        for request in self.peer_requests.values_mut().filter(|request| request.volume == v) {
+            request.dropped |= request.kind == PeerKind::ResyncWrite;
+        }
+    }
+
+    /// Data of a resync that was given up reached the disk (or did not): that clears nothing. The source is told as long as it
+    /// cannot take that for an answer of the next resync.
+    pub(crate) fn old_resync_written(&mut self, v: VolumeNr, range: SectorRange, ok: bool) {
+        if self.state(v).conn == ConnState::Connected {
+            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+            let kind = if ok { Packet::RsWriteAck } else { Packet::NegAck };
+            self.send_ack(v, range.start, BlockId::SYNCER, size, kind);
+        }
+        self.retry_blocked(v);
     }
 
     /// The source has seen every acknowledgement: the target is done.

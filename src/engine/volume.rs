@@ -172,6 +172,8 @@ pub(crate) struct Volume {
     pub resync: Option<Resync>,
     /// Resync replies sent and not acknowledged (source), by first sector and bytes.
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
+    /// Those of a resync that was given up on this link: an acknowledgement may still come while the next one runs.
+    pub resync_abandoned: BTreeMap<(u64, u32), u32>,
     /// Questions of a resync that was given up may yet be refused, on the meta socket: nothing is asked before.
     pub refusals_due: bool,
     /// A resync from here broke off when the target may have held this generation (see [`Volume::target_may_be_done`]), and
@@ -292,6 +294,7 @@ impl Volume {
             resync_ranges: RangeMap::default(),
             resync: None,
             resync_unacked: BTreeMap::new(),
+            resync_abandoned: BTreeMap::new(),
             refusals_due: false,
             target_maybe_done: false,
             target_missed_write: false,
