@@ -168,11 +168,13 @@ impl World {
         let mut scene = self.scene(node, pending.volume);
         if let Asked::Write(write) = pending.what
             && let Some(w) = self.model.write(write)
-            && scene.own_good
             && let Some(bits) = self.bits(node, pending.volume)
         {
-            // What this node has marked it does not claim to be on the peer, unless its own disk is the one that lacks it.
-            scene.peer_good &= !bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
+            // What this node has marked it does not claim to be on the peer: also where its own disk is the one that lacks it, because
+            // that disk may come back after a crash of both nodes, before the peer has begun a generation without it.
+            let marked = bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
+            scene.only_on_peer = marked && scene.peer_good && !scene.own_good;
+            scene.peer_good &= !marked;
         }
         let outcome = match &result {
             Ok(_) => String::from("ok"),

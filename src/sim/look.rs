@@ -22,6 +22,7 @@ impl World {
         Scene {
             own_good: state.disk == DiskState::UpToDate,
             peer_good: told && state.pdsk == DiskState::UpToDate,
+            only_on_peer: false,
             protocol: match self.params.nodes[node].net.protocol {
                 crate::wire::params::ReplProtocol::A => 'A',
                 crate::wire::params::ReplProtocol::B => 'B',

@@ -73,6 +73,8 @@ pub struct Scene {
     pub own_good: bool,
     /// The serving node calls the peer connected and good.
     pub peer_good: bool,
+    /// The peer has it, and the own disk, which has just been given up, does not: it is not promised, nor that it is gone.
+    pub only_on_peer: bool,
     /// Protocol letter, as configured on the serving node.
     pub protocol: char,
     /// The other node is Primary as well.
@@ -213,6 +215,7 @@ impl Model {
         write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
         // What the peer confirmed went with its power while this node's half was under way.
         write.lost[peer] |= scene.peer_good && !undisturbed(peer);
+        write.lost[peer] |= scene.only_on_peer;
         write.received_only = scene.protocol == 'B';
         let (volume, start, count) = (write.volume, write.start, write.count);
         let vol = &mut self.volumes[volume];
@@ -598,6 +601,7 @@ mod tests {
     const SCENE: Scene = Scene {
         own_good: true,
         peer_good: true,
+        only_on_peer: false,
         protocol: 'C',
         peer_primary: false,
         may_come_late: false,

@@ -147,6 +147,8 @@ fn meet(meeting: &Meeting, swap: bool, sides: &[Side<'_>; 2], conf: &Conf) -> Re
         until(sides, "two equal nodes", settled)?;
         let (primary, other) = (&sides[order[0]], &sides[order[1]]);
         primary.admin("primary r0")?;
+        // Not a graceful end, which would be none to suspend anything for.
+        other.admin("disconnect --force r0")?;
         other.admin("down r0")?;
         until(sides, "a Primary alone", |told| alone(&told[order[0]]))?;
         let (ids, disk) = meeting.ids[1];
