@@ -417,7 +417,7 @@ impl Engine {
             self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
                 if freezes {
-                    vol.frozen_from = vol.frozen_from.or(vol.peer.uuids.map(|uuids| uuids.ids.current));
+                    vol.frozen_from = vol.frozen_from.or_else(|| vol.peer.uuids.map(|uuids| uuids.ids.current));
                 }
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;

@@ -18,7 +18,9 @@ pub fn run(install: bool, from: u64, step: u64, write: Option<&Path>) -> ExitCod
 
 /// Lets every pair of nodes meet by every rule of the handshake; writes the table to `write`.
 pub fn handshake(install: bool, write: Option<&Path>) -> ExitCode {
-    play("handshake", install, write, |command| drop(command.env("UDRBD_HANDSHAKE", "1")))
+    play("handshake", install, write, |command| {
+        command.env("UDRBD_HANDSHAKE", "1");
+    })
 }
 
 fn play(name: &str, install: bool, write: Option<&Path>, ask: impl FnOnce(&mut Command)) -> ExitCode {
