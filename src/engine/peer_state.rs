@@ -380,6 +380,8 @@ impl Engine {
             // It has to see for itself, or it would wait for ever.
             self.send_uuids_durably(v);
             self.send_state(v);
+        } else if self.has_other_view(v, ps) {
+            self.send_state(v);
         }
         self.conn.refused = None;
         if let Some(vol) = self.volumes.get_mut(&v) {
@@ -394,6 +396,17 @@ impl Engine {
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);
         }
+    }
+
+    /// A connected peer that has lost its disk judges this node's otherwise than it is: it gave up, for its disk, what this node had
+    /// not begun, or had ended. A node without a disk goes by that view, and nothing else would correct it.
+    fn has_other_view(&self, v: VolumeNr, ps: &VolumeState) -> bool {
+        let own = self.state(v);
+        own.conn == ConnState::Connected
+            && ps.conn == ConnState::Connected
+            && ps.disk <= DiskState::Failed
+            && matches!(own.disk, DiskState::Inconsistent | DiskState::UpToDate)
+            && ps.pdsk != own.disk
     }
 
     /// Whether a disk that is being attached may serve without a handshake, because the peer has no data any more: the
