@@ -5,6 +5,7 @@
 //!
 //! * [`units`], [`limits`]: numbers with a unit; every bound and default.
 //! * [`wire`]: the network protocol 86-101. [`meta`]: the v08 metadata. [`config`]: the drbd.conf language. All pure.
+//! * [`undo`]: undo files of resolved split brains, pure but for its driver for files.
 //! * [`engine`]: events in, decisions, actions out. Pure: no I/O, clock, thread or randomness of its own.
 //! * [`control`]: the admin protocol's types (pure) and its server.
 //! * [`disk`], [`link`], [`frontend`]: the drivers; they do not know each other.
@@ -25,5 +26,6 @@ pub mod meta;
 pub mod node;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod undo;
 pub mod units;
 pub mod wire;

@@ -48,9 +48,24 @@ pub const PEER_REQUESTS_MAX: usize = 4096;
 pub const EPOCH_FLUSH_WRITES: u32 = 256;
 /// Delay after which they are flushed at the latest, in milliseconds.
 pub const EPOCH_FLUSH_DELAY_MS: u64 = 10;
+/// How long a disk operation that exceeded the disk-timeout is waited for once more, in milliseconds.
+pub const DISK_TIMEOUT_CONFIRM_MS: u64 = 100;
+/// How long a forced detach waits for a disk that hangs, in milliseconds.
+pub const FORCED_DETACH_MS: u64 = 1000;
+/// Within so many seconds of the last time Ahead, the next one lasts twice as long (our rule).
+pub const CONGESTION_CALM_S: u64 = 60;
+/// Longest time Ahead once nothing is under way, in seconds (our rule).
+pub const CONGESTION_DWELL_MAX_S: u64 = 64;
+/// How often a volume goes Ahead in any minute at most: 1, 2, 4, 8, 16 and 32 s lie between the entries (our rule).
+pub const CONGESTION_PHASES_MAX: usize = 6;
+/// How long the resync after Ahead is put off at a time, in milliseconds.
+pub const CONGESTION_POSTPONE_MS: u64 = 100;
 /// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
 /// of the peer's flush delay.
 pub const BARRIER_DELAY_MS: u64 = 5;
+/// How long an own write that a kernel refused for a write of its own waits for that one before it is sent again, in
+/// milliseconds; our choice, far longer than what is already on its way takes.
+pub const CONFLICT_RESEND_MS: u64 = 100;
 /// Most resync answers that a target may leave unacknowledged; twice what the largest `max-buffers` of a kernel allows.
 pub const RESYNC_UNACKED_MAX: usize = 131_072;
 /// Largest resync request of our own, in bytes.

@@ -25,6 +25,10 @@ struct Args {
     /// Directory for what must survive a restart [default: /var/lib/udrbd, or state in the run directory if that is given]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Most room in the state directory for undoing the resolution of a split brain, for each volume; K, M, G or T may
+    /// follow; 0: none
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = size)]
+    undo_limit: u64,
     /// Path of the control socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -130,6 +134,7 @@ fn options(args: Args) -> Result<RunOptions, String> {
         run_dir: args.run_dir.unwrap_or_else(|| PathBuf::from("/run/udrbd")),
         control_socket: args.socket,
         state_dir,
+        undo_limit: args.undo_limit,
         config: args.config,
         hostname: host_name(args.hostname.as_deref()),
         up: args.up.map(|up| if up == "all" { Which::All } else { Which::One(up) }),
@@ -142,6 +147,19 @@ fn options(args: Args) -> Result<RunOptions, String> {
         handler_timeout: (args.handler_timeout > 0).then(|| Duration::from_secs(args.handler_timeout)),
         lock_memory: true,
     })
+}
+
+/// A number of bytes with a unit.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text} is not a size, as 512M or 16G are"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
 }
 
 /// To stderr; the journal has its own clock.

@@ -78,6 +78,11 @@ impl Call {
         self.matches.try_get_one::<bool>(name).ok().flatten().copied().unwrap_or(false)
     }
 
+    /// The same call with other words behind the command.
+    pub fn with_names(&self, names: &[String]) -> Self {
+        Self { row: self.row, names: names.to_vec(), matches: self.matches.clone() }
+    }
+
     /// The value of an option.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.matches.try_get_one::<String>(name).ok().flatten().map(String::as_str)

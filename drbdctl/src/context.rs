@@ -167,11 +167,28 @@ impl Context {
         match reply {
             Reply::Done => Ok(()),
             Reply::Error(error) => Err(refused(attempt, &error)),
-            Reply::Status(_) | Reply::Version(_) => {
+            Reply::Status(_) | Reply::SplitBrain(_) | Reply::Version(_) => {
                 out::say(&format!("{}: {}: the daemon gave an answer to something else", attempt.label, attempt.word));
                 Err(Exit(20))
             }
         }
+    }
+
+    /// Asks the daemon; gives its answer as it is.
+    pub fn call(&mut self, request: Request) -> Done<Reply> {
+        self.client().and_then(|client| client.call(request)).map_err(|error| unreachable_daemon(&error))
+    }
+
+    /// As [`Self::request`], where a refusal means that there is nothing to do.
+    pub fn request_silently(&mut self, request: Request) -> Done {
+        let reply = self.client().and_then(|client| client.call(request));
+        reply.map(drop).map_err(|error| unreachable_daemon(&error))
+    }
+
+    /// Where the daemon keeps what outlives it: beside its socket (`--run-dir`), else the default place.
+    pub fn state_dir(&self) -> PathBuf {
+        let beside = self.socket.parent().map(|dir| dir.join("state")).filter(|dir| dir.is_dir());
+        beside.unwrap_or_else(|| PathBuf::from("/var/lib/udrbd"))
     }
 
     /// As [`Self::request`], for what is done anyhow when no daemon runs.

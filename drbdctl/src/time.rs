@@ -1,4 +1,4 @@
-//! The present moment as text, in UTC.
+//! Moments as text, in UTC.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,11 @@ fn date_and_time(at: Duration, separator: char) -> String {
 pub fn dump_stamp() -> String {
     let at = now();
     format!("{} +0000 [{}]", date_and_time(at, ' '), at.as_secs())
+}
+
+/// A moment, seconds since 1970: `2026-11-20 07:16:52 UTC`.
+pub fn date(secs: u64) -> String {
+    format!("{} UTC", date_and_time(Duration::from_secs(secs), ' '))
 }
 
 /// As events2 has it: `2026-11-20T07:16:52.000123+00:00`.

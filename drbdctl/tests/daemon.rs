@@ -38,8 +38,8 @@ fn up_makes_attaches_and_connects_in_stages() {
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
     assert_eq!(
         ran.stderr,
-        "drbdctl: warning: resource r0, net: after-sb-0pri discard-zero-changes has no effect in this version: a split \
-         brain always ends in StandAlone for now\n"
+        "drbdctl: warning: resource r0, net: congestion-fill 2048 has no effect in this version: writers wait when the \
+         send queue is full, for now\n"
     );
     let asked = daemon.asked();
     assert_eq!(
@@ -110,6 +110,12 @@ fn refusals_are_drbdsetups_and_say_what_to_do() {
     daemon.asked();
     place.run("-- --overwrite-data-of-peer primary r0").expect(0, "", "");
     assert_eq!(daemon.asked(), [Request::Primary { resource: "r0".into(), volume: VolumeNr(0), force: true }]);
+    daemon.asked();
+    place.run("suspend-io r0").expect(0, "", "");
+    place.run("resume-io r0").expect(0, "", "");
+    let (resource, volume) = (String::from("r0"), VolumeNr(0));
+    let suspend = Request::SuspendIo { resource: resource.clone(), volume };
+    assert_eq!(daemon.asked(), [suspend, Request::ResumeIo { resource, volume }]);
     for (refusal, words, code, line) in [
         (
             ErrorReply::state(StateResult::DeviceInUse).detail("failed to demote"),

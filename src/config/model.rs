@@ -305,7 +305,6 @@ impl fmt::Display for NotYetEffective {
     }
 }
 
-const WHY_HANDLERS: &str = "no handler is called for now";
 const WHY_PROXY: &str = "there is no DRBD proxy here";
 const WHY_ALTERNATE: &str = "only the first address is used for now";
 
@@ -334,9 +333,6 @@ impl Resource {
         let disk = self.disk.values();
         pending(&mut out, &place("disk"), disk.clone());
         pending(&mut out, &place("startup"), self.startup.values());
-        for (handler, command) in &self.handlers {
-            add(&mut out, handler.text(), command, &place("handlers"), WHY_HANDLERS);
-        }
         for (option, value) in &self.proxy {
             add(&mut out, option, value, &place("proxy"), WHY_PROXY);
         }

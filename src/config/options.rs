@@ -28,9 +28,7 @@ pub const PROXY_OPTIONS: &[&str] =
     &["memlimit", "read-loops", "compression", "bwlimit", "sndbuf-size", "rcvbuf-size", "ping-timeout"];
 
 const PLAIN: Traits = Traits::PLAIN;
-const WHY_SPLIT_BRAIN: &str = "a split brain always ends in StandAlone for now";
 const WHY_CONTROLLER: &str = "resync runs at a fixed or unlimited rate for now, without the dynamic controller";
-const WHY_CONGESTION: &str = "writers wait when the send queue is full, for now";
 const WHY_BUFFERS: &str = "socket buffers are left to the kernel's autotuning for now";
 
 option_section!(
@@ -60,37 +58,32 @@ option_section!(
     /// Drop a peer that does not finish one write in this many timeouts; 0 = never.
     "ko-count" ko_count: u32 = num(0, 200, 7), PLAIN;
     /// Both nodes may be Primary.
-    "allow-two-primaries" allow_two_primaries: bool = flag(false),
-        PLAIN.pending(&["no"], "a second Primary is refused for now");
+    "allow-two-primaries" allow_two_primaries: bool = flag(false), PLAIN;
     /// Digest for peer authentication (HMAC).
     "cram-hmac-alg" cram_hmac_alg: String = text(TEXT_LEN_MAX), PLAIN.online(Online::Reconnect);
     /// Key for peer authentication.
     "shared-secret" shared_secret: Secret = text(TEXT_LEN_MAX), PLAIN.online(Online::Reconnect);
     /// Split brain, no Primary.
     "after-sb-0pri" after_sb_0pri: AfterSb0Pri = other(
-        Kind::Word { words: AfterSb0Pri::WORDS, default: "disconnect" }, AfterSb0Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+        Kind::Word { words: AfterSb0Pri::WORDS, default: "disconnect" }, AfterSb0Pri::Disconnect), PLAIN;
     /// Split brain, one Primary.
-    "after-sb-1pri" after_sb_1pri: AfterSb1Pri = word(AfterSb1Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+    "after-sb-1pri" after_sb_1pri: AfterSb1Pri = word(AfterSb1Pri::Disconnect), PLAIN;
     /// Split brain, two Primaries.
-    "after-sb-2pri" after_sb_2pri: AfterSb2Pri = word(AfterSb2Pri::Disconnect),
-        PLAIN.pending(&["disconnect"], WHY_SPLIT_BRAIN);
+    "after-sb-2pri" after_sb_2pri: AfterSb2Pri = word(AfterSb2Pri::Disconnect), PLAIN;
     /// Apply the after-sb policies even if a third node may be involved.
-    "always-asbp" always_asbp: bool = flag(false), PLAIN.pending(&["no"], WHY_SPLIT_BRAIN);
+    "always-asbp" always_asbp: bool = flag(false), PLAIN;
     /// Resync direction contradicts the roles.
-    "rr-conflict" rr_conflict: RrConflict = word(RrConflict::Disconnect),
-        PLAIN.pending(&["disconnect"], "such a conflict always drops the connection for now");
+    "rr-conflict" rr_conflict: RrConflict = word(RrConflict::Disconnect), PLAIN;
     /// Digest on every data packet.
     "data-integrity-alg" data_integrity_alg: String = text(TEXT_LEN_MAX), PLAIN;
     /// Let TCP collect small packets.
     "tcp-cork" tcp_cork: bool = flag(true), PLAIN.negated("no-tcp-cork");
     /// Full send queue.
-    "on-congestion" on_congestion: OnCongestion = word(OnCongestion::Block), PLAIN.pending(&["block"], WHY_CONGESTION);
+    "on-congestion" on_congestion: OnCongestion = word(OnCongestion::Block), PLAIN;
     /// Data in flight that counts as congestion; 0 = off.
-    "congestion-fill" congestion_fill: Sectors = num(0, 20_971_520, 0), PLAIN.pending(&["0"], WHY_CONGESTION);
+    "congestion-fill" congestion_fill: Sectors = num(0, 20_971_520, 0), PLAIN;
     /// Active AL extents that count as congestion.
-    "congestion-extents" congestion_extents: u32 = num(67, 65_534, 1237), PLAIN.pending(&[], WHY_CONGESTION);
+    "congestion-extents" congestion_extents: u32 = num(67, 65_534, 1237), PLAIN;
     /// Digest for checksum-based resync.
     "csums-alg" csums_alg: String = text(TEXT_LEN_MAX),
         PLAIN.syncer().pending(&[""], "resync sends every block that is out of sync, for now");
@@ -121,8 +114,7 @@ option_section!(
     /// Error of the backing device.
     "on-io-error" on_io_error: OnIoError = word(OnIoError::Detach), PLAIN;
     /// Primary without its peer.
-    "fencing" fencing: Fencing = word(Fencing::DontCare),
-        PLAIN.pending(&["dont-care"], "the peer is never fenced for now");
+    "fencing" fencing: Fencing = word(Fencing::DontCare), PLAIN;
     /// Order writes with barriers.
     "disk-barrier" disk_barrier: bool = flag(false), PLAIN.negated("no-disk-barrier");
     /// Order writes with flushes.
@@ -155,8 +147,7 @@ option_section!(
     /// Rate that resync may use in spite of application I/O; 0 = do not throttle.
     "c-min-rate" c_min_rate: KibPerSecond = num(0, 4_194_304, 250), PLAIN.syncer().pending(&[], WHY_CONTROLLER);
     /// Detach when the backing device does not answer for this time; 0 = never.
-    "disk-timeout" disk_timeout: DeciSeconds = num(0, 6000, 0),
-        PLAIN.pending(&["0"], "a hanging backing device is waited for, for now");
+    "disk-timeout" disk_timeout: DeciSeconds = num(0, 6000, 0), PLAIN;
     /// Where a Primary reads.
     "read-balancing" read_balancing: ReadBalancing = word(ReadBalancing::PreferLocal),
         PLAIN.pending(&["prefer-local"], "reads prefer the local disk for now");
@@ -174,8 +165,7 @@ option_section!(
     "cpu-mask" cpu_mask: String = text(CPU_MASK_LEN_MAX),
         PLAIN.syncer().pending(&[""], "threads run on any processor for now");
     /// No disk with good data can be reached.
-    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError),
-        PLAIN.syncer().pending(&["io-error"], "such requests fail for now");
+    "on-no-data-accessible" on_no_data_accessible: OnNoData = word(OnNoData::IoError), PLAIN.syncer();
 );
 
 option_section!(

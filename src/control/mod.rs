@@ -1,7 +1,8 @@
 //! The admin protocol: what `drbdctl` and the daemon say to each other over the control socket.
 //!
-//! * [`proto`]: requests, replies and their lines; [`handlers`]: a resource's helper programs; [`error`]: DRBD's numbers, texts and exit codes; [`status`]: the model of
-//!   what there is to see. Pure, all of them serde types.
+//! * [`proto`]: requests, replies and their lines; [`handlers`]: a resource's helper programs; [`error`]: DRBD's numbers,
+//!   texts and exit codes; [`status`]: the model of what there is to see; [`problem`]: why two nodes do not connect, in
+//!   words; [`split_brain`]: what is remembered of split brains. Pure, all of them serde types.
 //! * [`render`]: that model as the texts of `drbdsetup status`, `/proc/drbd` and `events2`. Pure.
 //! * `server` (driver): the unix socket of the daemon; hands requests to a `Handler`. `client` (driver): the other end,
 //!   blocking.
@@ -13,10 +14,12 @@
 pub mod client;
 pub mod error;
 pub mod handlers;
+pub mod problem;
 pub mod proto;
 pub mod render;
 #[cfg(feature = "drivers")]
 pub mod server;
+pub mod split_brain;
 pub mod status;
 #[cfg(all(test, feature = "drivers"))]
 mod tests;

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ErrorReply;
 use super::handlers::Handlers;
+use super::split_brain::Explanation;
 use super::status::{Resource, Status};
 use crate::config::model::{Address, DiskOptions, MetaDisk, NetOptions, ResourceOptions};
-use crate::units::{Minor, VolumeNr};
+use crate::units::{Minor, Sectors, VolumeNr};
 
 /// Version of the protocol; both sides refuse another one.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -151,6 +152,28 @@ pub enum Request {
         #[serde(default)]
         clear_bitmap: bool,
     },
+    /// Take over another size: the devices have grown, or less is wanted than there is.
+    Resize {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+        /// Wanted size; 0: the largest that both nodes have room for.
+        #[serde(default)]
+        size: Sectors,
+        /// The new part needs no resync.
+        #[serde(default)]
+        assume_clean: bool,
+        /// Grow without a connection as well.
+        #[serde(default)]
+        assume_peer_has_space: bool,
+        /// Another number of stripes of the activity log.
+        #[serde(default)]
+        al_stripes: Option<u32>,
+        /// Another size of a stripe, in KiB.
+        #[serde(default)]
+        al_stripe_size_kib: Option<u32>,
+    },
     /// Pause resync.
     PauseSync {
         /// Name of the resource.
@@ -160,6 +183,20 @@ pub enum Request {
     },
     /// Resume resync.
     ResumeSync {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+    },
+    /// Suspend the applications' I/O on all volumes of the resource.
+    SuspendIo {
+        /// Name of the resource.
+        resource: String,
+        /// Number of the volume.
+        volume: VolumeNr,
+    },
+    /// Let it go on, whatever suspended it.
+    ResumeIo {
         /// Name of the resource.
         resource: String,
         /// Number of the volume.
@@ -229,6 +266,14 @@ pub enum Request {
         #[serde(default)]
         resource: Option<String>,
     },
+    /// What is known of the last split brains of a resource; answered by [`Reply::SplitBrain`].
+    SplitBrain {
+        /// Name of the resource.
+        resource: String,
+        /// As many runs of blocks as fit into a reply, not only the first ones.
+        #[serde(default)]
+        all: bool,
+    },
     /// Who answers; works with every version of the protocol.
     Version,
 }
@@ -250,13 +295,17 @@ impl Request {
             | Self::Invalidate { resource, .. }
             | Self::InvalidateRemote { resource, .. }
             | Self::NewCurrentUuid { resource, .. }
+            | Self::Resize { resource, .. }
             | Self::PauseSync { resource, .. }
             | Self::ResumeSync { resource, .. }
+            | Self::SuspendIo { resource, .. }
+            | Self::ResumeIo { resource, .. }
             | Self::DiskOptions { resource, .. }
             | Self::NetOptions { resource, .. }
             | Self::ResourceOptions { resource, .. }
             | Self::DelVolume { resource, .. }
             | Self::DelResource { resource }
+            | Self::SplitBrain { resource, .. }
             | Self::Down { resource, .. } => Some(resource),
             Self::Status { resource } | Self::Watch { resource } => resource.as_deref(),
             Self::Version => None,
@@ -276,8 +325,11 @@ impl Request {
             | Self::Invalidate { volume, .. }
             | Self::InvalidateRemote { volume, .. }
             | Self::NewCurrentUuid { volume, .. }
+            | Self::Resize { volume, .. }
             | Self::PauseSync { volume, .. }
             | Self::ResumeSync { volume, .. }
+            | Self::SuspendIo { volume, .. }
+            | Self::ResumeIo { volume, .. }
             | Self::DiskOptions { volume, .. }
             | Self::DelVolume { volume, .. } => Some(*volume),
             _ => None,
@@ -287,7 +339,7 @@ impl Request {
     /// Whether it only looks.
     #[must_use]
     pub const fn is_query(&self) -> bool {
-        matches!(self, Self::Status { .. } | Self::Watch { .. } | Self::Version)
+        matches!(self, Self::Status { .. } | Self::Watch { .. } | Self::SplitBrain { .. } | Self::Version)
     }
 }
 
@@ -301,6 +353,8 @@ pub enum Reply {
     Error(ErrorReply),
     /// What there is to see.
     Status(Status),
+    /// What is known of split brains.
+    SplitBrain(Box<Explanation>),
     /// Who answers.
     Version(Version),
 }
@@ -327,6 +381,9 @@ pub struct Version {
     /// Kinds of block devices that this build can make: `ublk`, `kernel-nbd`, `nbd`.
     #[serde(default)]
     pub frontends: Vec<String>,
+    /// Directory of what survives a restart.
+    #[serde(default)]
+    pub state_dir: Option<String>,
 }
 
 impl Version {
@@ -337,6 +394,7 @@ impl Version {
             daemon: concat!("udrbd ", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol: PROTOCOL_VERSION,
             frontends: frontends.iter().map(|&f| f.to_owned()).collect(),
+            state_dir: None,
         }
     }
 }

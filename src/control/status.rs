@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::problem::{Problem, problem};
 use crate::config::model::Address;
 use crate::engine::status as snapshot;
 use crate::meta::MdFlags;
@@ -91,6 +92,9 @@ pub struct Resource {
     /// The configured connection; `None` while StandAlone.
     #[serde(default)]
     pub connection: Option<Connection>,
+    /// Why there is no connection, if the last attempt said so.
+    #[serde(default)]
+    pub problem: Option<Problem>,
     /// Volumes in ascending order.
     pub volumes: Vec<Volume>,
     /// What is wrong, for people.
@@ -362,6 +366,7 @@ pub fn resource(engine: &snapshot::ResourceStatus, extras: &ResourceExtras) -> R
             agreed_version: engine.agreed.map(|(version, _)| version),
             agreed_features: engine.agreed.map_or(0, |(_, features)| features),
         }),
+        problem: engine.refused.as_ref().map(|why| problem(&engine.name, extras.peer_name.as_deref(), why)),
         volumes: engine.volumes.iter().map(|v| volume(v, extras.volumes.get(&v.nr))).collect(),
         warnings: extras.warnings.clone(),
     }

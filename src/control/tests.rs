@@ -30,6 +30,7 @@ fn resource(name: &str, role: Role) -> Resource {
         write_ordering: "flush".to_owned(),
         connection_state: ConnState::StandAlone,
         connection: None,
+        problem: None,
         volumes: Vec::new(),
         warnings: Vec::new(),
     }

@@ -18,6 +18,7 @@ mod erase;
 mod error;
 #[cfg(any(test, feature = "sim"))]
 pub mod fault;
+pub mod last_known;
 pub mod meta_file;
 mod op;
 mod open;

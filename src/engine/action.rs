@@ -4,11 +4,13 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use crate::engine::divergence::Divergence;
 use crate::engine::event::{CommandId, HandlerRun, LinkNr, OpId, RequestId, Socket, Timer};
 use crate::engine::handler::Handler;
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
-use crate::units::{SectorRange, Sectors, Timestamp, VolumeNr};
+use crate::engine::undo::UndoOrder;
+use crate::units::{GenId, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::kind::Kind;
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, StateResult};
@@ -116,6 +118,23 @@ pub enum Notice {
         /// New size.
         size: Sectors,
     },
+    /// Both nodes have changed their data: what is known of it.
+    SplitBrain(Box<Divergence>),
+    /// A data generation begins that the peer does not have.
+    Generation {
+        /// Which volume.
+        volume: VolumeNr,
+        /// Its identifier.
+        current: GenId,
+    },
+    /// The metadata lie where a device of this size has them: worth remembering, should the device grow while it is not
+    /// attached.
+    MetaMoved {
+        /// Which volume.
+        volume: VolumeNr,
+        /// Size of the metadata device.
+        device: Sectors,
+    },
     /// A line for the log.
     Log {
         /// How loud.
@@ -216,6 +235,13 @@ pub enum Action {
         handler: Handler,
         /// The volume that it is about; `None` for events of the connection.
         volume: Option<VolumeNr>,
+    },
+    /// Something for the undo file of a volume.
+    Undo {
+        /// Which volume.
+        volume: VolumeNr,
+        /// What.
+        order: UndoOrder,
     },
     /// Set (or move) a timer.
     SetTimer {

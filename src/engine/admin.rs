@@ -10,12 +10,14 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
 use crate::engine::connection::PeerQuestion;
 use crate::engine::event::{Command, CommandId, Timer};
-use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
+use crate::engine::options::ResizeOptions;
+use crate::engine::resize::ResizeStep;
 use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, is_cluster_wide, plan};
-use crate::units::VolumeNr;
+use crate::limits::FORCED_DETACH_MS;
+use crate::units::{Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
-use crate::wire::state::{ConnState, DiskState, Role, StateResult, StateWord};
+use crate::wire::state::{ConnState, DiskState, StateResult, StateWord};
 
 /// A command that is under way.
 #[derive(Debug)]
@@ -28,12 +30,38 @@ pub(crate) struct Pending {
 
 #[derive(Debug)]
 pub(crate) enum Job {
-    Primary { force: bool, forced: bool, tries: u8, waited: bool },
-    Secondary,
-    Detach { force: bool },
-    Disconnect { force: bool, outdated: bool },
+    Primary(Promotion),
+    Secondary { told: bool },
+    Detach { force: bool, until: Option<Timestamp> },
+    Disconnect { force: bool, outdates: Outdates },
     Change { change: StateChange, retry: bool },
+    ResumeIo,
+    Resize { opts: ResizeOptions, step: ResizeStep },
     Md,
+}
+
+/// How far a promotion has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Promotion {
+    pub(crate) force: bool,
+    /// The own disk counts as good because the operator says so.
+    pub(crate) forced: bool,
+    /// The own disk, Consistent, counts as good because the peer is fenced.
+    pub(crate) good: bool,
+    /// The peer counts as outdated because the operator says so.
+    pub(crate) against_peer: bool,
+    pub(crate) tries: u8,
+    pub(crate) waited: bool,
+}
+
+/// Whose data are outdated by a disconnect (behaviour.md 2.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outdates {
+    Nobody,
+    /// Those of this node: the peer is a Primary with a fencing policy.
+    Own,
+    /// The peer's: this node is.
+    Peer,
 }
 
 /// What a command waits for.
@@ -47,6 +75,8 @@ pub(crate) enum Wait {
     Timer,
     /// Its metadata job.
     Md,
+    /// The end of a helper program.
+    Helper,
 }
 
 /// Outcome of one attempt to change a state.
@@ -84,16 +114,16 @@ impl Engine {
                     Err(error)
                 }
             },
-            Command::Detach { force } => return self.start_command(id, v, Job::Detach { force }),
+            Command::Detach { force } => return self.start_command(id, v, Job::Detach { force, until: None }),
             Command::Connect(opts) => self.connect(*opts),
             Command::Disconnect { force } => {
-                return self.start_command(id, v, Job::Disconnect { force, outdated: false });
+                return self.start_command(id, v, Job::Disconnect { force, outdates: Outdates::Nobody });
             }
             Command::Primary { force } => {
                 self.request_ping();
-                return self.start_command(id, v, Job::Primary { force, forced: false, tries: 0, waited: false });
+                return self.start_command(id, v, Job::Primary(Promotion { force, ..Promotion::default() }));
             }
-            Command::Secondary => return self.start_command(id, v, Job::Secondary),
+            Command::Secondary => return self.start_command(id, v, Job::Secondary { told: false }),
             Command::Outdate => {
                 return self.start_command(
                     id,
@@ -110,8 +140,16 @@ impl Engine {
                 }
                 Err(error) => Err(error),
             },
+            Command::Resize(opts) => {
+                return self.start_command(id, v, Job::Resize { opts, step: ResizeStep::Check });
+            }
             Command::PauseSync => self.pause_sync(v),
             Command::ResumeSync => self.resume_sync(v),
+            Command::SuspendIo => {
+                let job = Job::Change { change: StateChange::NONE.susp(true), retry: true };
+                return self.start_command(id, v, job);
+            }
+            Command::ResumeIo => return self.start_command(id, v, Job::ResumeIo),
             Command::DiskOptions(opts) => self.disk_options(v, opts),
             Command::NetOptions(opts) => self.net_options(*opts),
             Command::ResourceOptions(opts) => {
@@ -171,6 +209,7 @@ impl Engine {
         let (ready, rest) =
             std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
         self.commands = rest;
+        self.recheck_commands = true;
         for pending in ready {
             self.run(pending, None);
         }
@@ -189,14 +228,21 @@ impl Engine {
         }
         match &mut pending.job {
             Job::Md => {}
-            Job::Primary { .. } => self.run_primary(pending, answer),
-            Job::Secondary => self.run_secondary(pending),
+            Job::Primary(_) => self.run_primary(pending, answer),
+            Job::Secondary { .. } => self.run_secondary(pending),
+            Job::Resize { .. } => self.run_resize(pending),
             Job::Detach { .. } => self.run_detach(pending, answer),
             Job::Disconnect { .. } => self.run_disconnect(pending, answer),
+            Job::ResumeIo => self.run_resume_io(pending),
             Job::Change { change, retry } => {
                 let (change, retry) = (*change, *retry);
                 match self.attempt(id, v, &change, answer) {
                     Attempt::Asked => self.wait(pending, Wait::Answer),
+                    // Who outdates a disk relies on it after a restart as well.
+                    Attempt::Done(StateResult::Success) if change.disk == Some(DiskState::Outdated) => {
+                        self.md_superblock(v, Some(MdDone::Command(id)));
+                        self.wait_md(id, v);
+                    }
                     Attempt::Done(_) => self.command_done(id, Ok(())),
                     Attempt::Refused(StateResult::InTransientState) if retry => self.wait(pending, Wait::Change),
                     Attempt::Refused(code) => self.command_done(id, Err(CommandError::State(code))),
@@ -232,7 +278,8 @@ impl Engine {
                     if self.conn.question.is_some() {
                         return Attempt::Refused(StateResult::InTransientState);
                     }
-                    self.conn.question = Some(PeerQuestion { command: id, volume: v, connection: false });
+                    self.conn.question =
+                        Some(PeerQuestion { command: id, volume: v, connection: false, conn: change.conn });
                     self.send_data(v, Packet::StateChgReq { mask: change.mask(), val: change.val() });
                     return Attempt::Asked;
                 }
@@ -276,154 +323,31 @@ impl Engine {
         }
     }
 
-    pub(crate) fn run_primary(&mut self, mut pending: Pending, answer: Option<StateResult>) {
-        let (id, v) = (pending.id, pending.volume);
-        let reckless = self.faulty(Fault::PromotedInconsistent);
-        let Job::Primary { force, forced, tries, waited } = &mut pending.job else { return };
-        if answer.is_none() && self.orphans_on_their_way(v) {
-            return self.wait(pending, Wait::Change);
-        }
-        loop {
-            let mut change = StateChange::NONE.role(Role::Primary);
-            // Without the operator's force only what is still Consistent is considered good.
-            *forced &= *force || reckless || self.state(v).disk == DiskState::Consistent;
-            if *forced {
-                change = change.disk(DiskState::UpToDate);
-            }
-            *tries += u8::from(answer.is_none());
-            let disk = self.state(v).disk;
-            match self.attempt(id, v, &change, answer) {
-                Attempt::Asked => return self.wait(pending, Wait::Answer),
-                Attempt::Done(StateResult::NothingToDo) => return self.command_done(id, Ok(())),
-                Attempt::Done(_) => {
-                    let forced = *forced;
-                    return self.promoted(id, v, forced);
-                }
-                Attempt::Refused(StateResult::InTransientState) => {
-                    *tries = tries.saturating_sub(1);
-                    return self.wait(pending, Wait::Change);
-                }
-                Attempt::Refused(StateResult::NoUpToDateDisk)
-                    if !*forced
-                        && answer.is_none()
-                        && (((*force || reckless)
-                            && disk >= DiskState::Inconsistent
-                            && disk < DiskState::UpToDate)
-                            || disk == DiskState::Consistent) =>
-                {
-                    // Without a fencing policy a consistent disk may be considered good.
-                    *forced = *force || reckless || disk == DiskState::Consistent;
-                }
-                Attempt::Refused(StateResult::TwoPrimaries) if !*waited && self.conn.link.is_some() => {
-                    *waited = true;
-                    let timeout = self.conn.opts.as_ref().map_or(Duration::ZERO, |o| o.ping_timeout);
-                    let at = self.now.after(timeout + Duration::from_millis(100));
-                    self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
-                    return self.wait(pending, Wait::Timer);
-                }
-                Attempt::Refused(code) => return self.command_done(id, Err(CommandError::State(code))),
-            }
-            if *tries >= 4 || answer.is_some() {
-                return self.command_done(id, Err(CommandError::State(StateResult::NoUpToDateDisk)));
-            }
-        }
-    }
-
-    pub(crate) fn promoted(&mut self, id: CommandId, v: VolumeNr, forced: bool) {
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
-        vol.discard_my_data = false;
-        let state = vol.state;
-        if vol.disk.is_some() {
-            let lonely = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
-            let fresh = (lonely && vol.lonely_writes_need_generation()) || forced;
-            // No write is admitted before the primary indicator is durable.
-            vol.promoting = Some(id);
-            if forced {
-                self.log(Level::Warn, Some(v), "Forced to consider local data as UpToDate!");
-            }
-            // The generation before the promotion goes into the bitmap slot without the Primary bit.
-            if fresh && !self.faulty(Fault::PromotionKeepsUuid) {
-                self.new_current_uuid(v);
-            }
-            if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-                let ids = disk.ids().with_role(true);
-                disk.set_ids(ids);
-            }
-        }
-        if let Some(opts) = self.conn.opts.as_mut() {
-            opts.discard_my_data = false;
-        }
-        self.update_md_flags(v);
-        if self.conn.state >= ConnState::WfReportParams {
-            if forced {
-                self.send_uuids_durably(v);
-            }
-            self.send_state(v);
-        }
-        if self.volumes.get(&v).is_none_or(|vol| vol.disk.is_none()) {
-            return self.command_done(id, Ok(()));
-        }
-        self.md_superblock(v, Some(MdDone::Command(id)));
-        self.wait_md(id, v);
-    }
-
-    pub(crate) fn run_secondary(&mut self, pending: Pending) {
-        let (id, v) = (pending.id, pending.volume);
-        let change = StateChange::NONE.role(Role::Secondary);
-        let (state, ctx) = (self.state(v), self.state_context(v));
-        if state.role == Role::Secondary {
-            return self.command_done(id, Ok(()));
-        }
-        match plan(&state, &change, ChangeMode::Soft, &ctx) {
-            Err(StateResult::InTransientState) => return self.wait(pending, Wait::Change),
-            Err(code) => return self.command_done(id, Err(CommandError::State(code))),
-            Ok(_) => {}
-        }
-        // The primary indicator may only be cleared when every request is done (metadata.md 9.3).
-        self.epochs.close();
-        self.send_due_barrier();
-        if self.conn.relaxed_epochs {
-            self.send_data(v, Packet::UnplugRemote);
-        }
-        let busy = self.requests.iter().any(|(_, r)| r.volume == v) || self.flushes.iter().any(|(_, f)| f.volume == v);
-        if busy && !self.faulty(Fault::DemotedBusy) {
-            return self.wait(pending, Wait::Change);
-        }
-        match self.change(v, &change, ChangeMode::Soft) {
-            Err(StateResult::InTransientState) => return self.wait(pending, Wait::Change),
-            Err(code) => return self.command_done(id, Err(CommandError::State(code))),
-            Ok(_) => {}
-        }
-        if let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut()) {
-            let ids = disk.ids().with_role(false);
-            disk.set_ids(ids);
-        }
-        if self.conn.state >= ConnState::WfReportParams {
-            self.send_state(v);
-        }
-        // Clients cannot be open here; a session that raced with the demotion is ended.
-        self.out.push(Action::EndSessions { volume: v, reason: String::from("this node became Secondary") });
-        if self.volumes.get(&v).is_none_or(|vol| vol.disk.is_none()) {
-            return self.command_done(id, Ok(()));
-        }
-        self.md_bitmap(v, true, Some(MdDone::Command(id)));
-        self.wait_md(id, v);
-    }
-
     pub(crate) fn run_detach(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let (id, v) = (pending.id, pending.volume);
-        let Job::Detach { force } = &mut pending.job else { return };
-        let force = *force;
+        let Job::Detach { force, until } = &mut pending.job else { return };
+        let (force, now) = (*force, self.now);
+        let patience = now.after(Duration::from_millis(FORCED_DETACH_MS));
+        let first = force && until.is_none();
+        let until = *until.get_or_insert(patience);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Diskless if vol.disk.is_none() && !vol.closing => return self.command_done(id, Ok(())),
-            DiskState::Diskless | DiskState::Failed => return self.wait(pending, Wait::Change),
+            // It is gone for everybody; the device itself may hang for long.
+            DiskState::Failed if force && vol.stuck > 0 && now >= until => return self.command_done(id, Ok(())),
+            DiskState::Diskless | DiskState::Failed if !first => return self.wait(pending, Wait::Change),
             _ => {}
         }
         if force {
-            vol.forced_detach = true;
-            self.force(v, &StateChange::NONE.disk(DiskState::Failed));
+            if vol.state.disk > DiskState::Diskless {
+                self.force_off(v, None);
+                self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at: until });
+            }
             return self.wait(pending, Wait::Change);
+        }
+        if vol.state.conn == ConnState::Ahead {
+            // The peer lacks what was written last.
+            return self.command_done(id, Err(CommandError::State(StateResult::NoUpToDateDisk)));
         }
         match self.attempt(id, v, &StateChange::NONE.disk(DiskState::Failed), answer) {
             Attempt::Asked => self.wait(pending, Wait::Answer),
@@ -444,8 +368,13 @@ impl Engine {
         if change.conn == Some(ConnState::TearDown) {
             return self.on_disconnect_request(&change, false, v);
         }
-        let code = match self.change(v, &change, ChangeMode::Soft) {
-            Ok(code) | Err(code) => code,
+        let code = if change.pdsk == Some(DiskState::Failed) && self.state(v).conn == ConnState::Behind {
+            // This disk would pass for good, and lacks what the peer has.
+            StateResult::NoUpToDateDisk
+        } else {
+            match self.change(v, &change, ChangeMode::Soft) {
+                Ok(code) | Err(code) => code,
+            }
         };
         self.send_meta(v, Packet::StateChgReply(code.code()));
     }

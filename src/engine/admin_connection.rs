@@ -2,10 +2,10 @@
 
 use crate::engine::Engine;
 use crate::engine::action::{CommandError, Level};
-use crate::engine::admin::{Job, Pending, Wait, err};
+use crate::engine::admin::{Job, Outdates, Pending, Wait, err};
 use crate::engine::connection::{LinkEnd, PeerQuestion};
 use crate::engine::options::NetOptions;
-use crate::engine::state::{ChangeMode, StateChange, is_acceptable_peer_request, plan};
+use crate::engine::state::{ChangeMode, Fencing, StateChange, is_acceptable_peer_request, plan};
 use crate::units::VolumeNr;
 use crate::wire::packet::Packet;
 use crate::wire::params::ReplProtocol;
@@ -19,6 +19,9 @@ impl Engine {
         if opts.two_primaries && opts.protocol != ReplProtocol::C {
             return Err(err(139));
         }
+        if self.volumes.values().any(|vol| self.stonith_with_a(vol.opts.fencing, Some(opts.protocol))) {
+            return Err(err(154));
+        }
         if opts.discard_my_data && self.volumes.values().any(|vol| vol.state.role == Role::Primary) {
             return Err(err(123));
         }
@@ -31,7 +34,7 @@ impl Engine {
 
     pub(crate) fn run_disconnect(&mut self, mut pending: Pending, answer: Option<StateResult>) {
         let id = pending.id;
-        let Job::Disconnect { force, outdated } = &mut pending.job else { return };
+        let Job::Disconnect { force, outdates } = &mut pending.job else { return };
         if self.conn.opts.is_none() && self.conn.state == ConnState::StandAlone {
             // Done, if it was this command's doing; else there was nothing to disconnect.
             let result = if self.conn.disconnect_expected {
@@ -42,6 +45,7 @@ impl Engine {
             self.conn.disconnect_expected = false;
             return self.command_done(id, result);
         }
+        let connected = self.conn.link.is_some() && self.conn.state == ConnState::WfReportParams;
         let change = StateChange::NONE.conn(ConnState::Disconnecting);
         if !*force && answer.is_none() {
             for v in self.volume_numbers() {
@@ -49,33 +53,38 @@ impl Engine {
                     if code == StateResult::InTransientState && self.conn.link.is_some() {
                         return self.wait(pending, Wait::Change);
                     }
-                    if !matches!(code, StateResult::AlreadyStandalone | StateResult::InTransientState) {
+                    if code == StateResult::PrimaryNop && connected && *outdates != Outdates::Own {
+                        // The own state wants to see the peer outdated before it goes.
+                        *outdates = Outdates::Peer;
+                    } else if !matches!(code, StateResult::AlreadyStandalone | StateResult::InTransientState) {
                         return self.command_done(id, Err(CommandError::State(code)));
                     }
                 }
             }
         }
-        let connected = self.conn.link.is_some() && self.conn.state == ConnState::WfReportParams;
         if connected && !*force {
             match answer {
                 None if self.conn.question.is_some() => return self.wait(pending, Wait::Change),
-                None => return self.ask_disconnect(pending, false),
+                None => {
+                    let outdates = *outdates;
+                    return self.ask_disconnect(pending, outdates);
+                }
                 Some(code) if code.is_success() => {
-                    if *outdated {
-                        for v in self.volume_numbers() {
-                            if self.state(v).disk > DiskState::Outdated {
-                                self.force(
-                                    v,
-                                    &StateChange::NONE.conn(ConnState::Disconnecting).disk(DiskState::Outdated),
-                                );
-                            }
-                        }
+                    let outdates = *outdates;
+                    for v in self.volume_numbers() {
+                        let state = self.state(v);
+                        let change = match outdates {
+                            Outdates::Own if state.disk > DiskState::Outdated => change.disk(DiskState::Outdated),
+                            Outdates::Peer if state.pdsk > DiskState::Outdated => change.pdsk(DiskState::Outdated),
+                            _ => continue,
+                        };
+                        self.force(v, &change);
                     }
                 }
                 // A Primary with a fencing policy wants to see this node outdated before it goes.
-                Some(code) if code == StateResult::PrimaryNop && !*outdated => {
-                    *outdated = true;
-                    return self.ask_disconnect(pending, true);
+                Some(code) if code == StateResult::PrimaryNop && *outdates == Outdates::Nobody => {
+                    *outdates = Outdates::Own;
+                    return self.ask_disconnect(pending, Outdates::Own);
                 }
                 Some(StateResult::UnknownError) => {}
                 Some(code) => {
@@ -90,14 +99,16 @@ impl Engine {
         self.wait(pending, Wait::Change);
     }
 
-    pub(crate) fn ask_disconnect(&mut self, pending: Pending, outdated: bool) {
-        let mut change = StateChange::NONE.conn(ConnState::Disconnecting);
-        if outdated {
-            change = change.disk(DiskState::Outdated);
-        }
+    pub(crate) fn ask_disconnect(&mut self, pending: Pending, outdates: Outdates) {
+        let change = StateChange::NONE.conn(ConnState::Disconnecting);
+        let change = match outdates {
+            Outdates::Nobody => change,
+            Outdates::Own => change.disk(DiskState::Outdated),
+            Outdates::Peer => change.pdsk(DiskState::Outdated),
+        };
         let connection = self.conn.version >= 100;
         let v = self.volumes.keys().next().copied().unwrap_or_default();
-        self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection });
+        self.conn.question = Some(PeerQuestion { command: pending.id, volume: v, connection, conn: change.conn });
         self.conn.disconnect_expected = true;
         let (mask, val) = (change.mask(), change.val());
         self.send_data(
@@ -111,23 +122,39 @@ impl Engine {
         if self.conn.opts.is_none() {
             return Err(CommandError::Code { code: 162, detail: String::from("unknown connection") });
         }
+        let connected = self.conn.state >= ConnState::WfReportParams;
+        let told = |o: &NetOptions| (o.protocol, o.two_primaries, o.integrity_alg.as_str().to_owned());
+        let told_differs = self.conn.opts.as_ref().is_some_and(|old| told(old) != told(&opts));
+        if connected && self.conn.version < 100 && told_differs {
+            return Err(err(163));
+        }
+        let both_primary =
+            |vol: &super::volume::Volume| vol.state.role == Role::Primary && vol.state.peer == Role::Primary;
+        if !opts.two_primaries && self.two_primaries() && self.volumes.values().any(both_primary) {
+            return Err(err(164));
+        }
         if opts.two_primaries && opts.protocol != ReplProtocol::C {
             return Err(err(139));
         }
-        let connected = self.conn.state >= ConnState::WfReportParams;
-        if connected && self.conn.version < 100 {
-            return Err(err(163));
+        if self.volumes.values().any(|vol| self.stonith_with_a(vol.opts.fencing, Some(opts.protocol))) {
+            return Err(err(154));
         }
         self.epochs.close();
         self.send_due_barrier();
         self.conn.opts = Some(opts);
-        if connected {
+        if connected && self.conn.version >= 100 {
             self.send_protocol_update();
             for v in self.volume_numbers() {
                 self.send_sync_param(v);
             }
         }
         Ok(())
+    }
+
+    /// Whether I/O would have to freeze for a peer that is behind anyhow. `protocol`: the one that is to be, else the present.
+    pub(crate) fn stonith_with_a(&self, fencing: Fencing, protocol: Option<ReplProtocol>) -> bool {
+        let protocol = protocol.or_else(|| self.conn.opts.as_ref().map(|o| o.protocol));
+        fencing == Fencing::ResourceAndStonith && protocol == Some(ReplProtocol::A)
     }
 
     /// The peer asks for a change of the connection: to disconnect.

@@ -17,6 +17,10 @@ impl Engine {
         }
         let mut vol = Volume::new(v, opts);
         vol.state.conn = self.conn.state;
+        if let Some(other) = self.volumes.values().next() {
+            let (from, to) = (&other.state, &mut vol.state);
+            (to.susp, to.susp_nod, to.susp_fen) = (from.susp, from.susp_nod, from.susp_fen);
+        }
         self.volumes.insert(v, vol);
         if self.conn.link.is_some() {
             self.send_volume_parameters(v);
@@ -37,11 +41,19 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn disk_options(&mut self, v: VolumeNr, opts: super::options::DiskOptions) -> Result<(), CommandError> {
+    pub(crate) fn disk_options(
+        &mut self,
+        v: VolumeNr,
+        mut opts: super::options::DiskOptions,
+    ) -> Result<(), CommandError> {
         let now = self.now;
+        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         if vol.disk.is_none() {
             return Err(err(138));
+        }
+        if stonith_with_a {
+            return Err(err(154));
         }
         if let Some(resync) = vol.resync.as_mut() {
             resync.set_rate(now, opts.resync_rate);
@@ -50,12 +62,15 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         // The activity log keeps its size until the next attach.
         let al_updates = opts.al_updates;
+        // The size is a matter of `resize`.
+        opts.size = vol.opts.size;
         vol.opts = opts;
         let resumed = al_updates
             && vol.disk.as_mut().is_some_and(|disk| {
                 disk.al.set_updates(true);
                 disk.al.ring_is_stale()
             });
+        self.arm_disk_timeout(v);
         self.update_md_flags(v);
         if !al_updates {
             // Transactions are written until the superblock says that there are none.

@@ -332,6 +332,13 @@ impl ActivityLog {
         self.context_due = self.context_due.max(count);
     }
 
+    /// The ring has moved, and has so many blocks now: all of it is written anew, and the set on disk is stale until then.
+    pub fn move_ring(&mut self, blocks: u32) {
+        self.layout = self.layout.with_blocks(blocks);
+        self.rewrite_ring(blocks);
+        self.ring_stale = true;
+    }
+
     /// `al-updates`: with false no transactions are written from the next one on, references are still kept. When
     /// switched on again the whole ring is rewritten, because the set on disk is stale: the caller takes the AL-disabled
     /// flag off the superblock only when the changed bitmap pages and then those transactions are durable.

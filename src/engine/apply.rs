@@ -7,10 +7,11 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, Level, Notice};
 use crate::engine::connection::LinkEnd;
 use crate::engine::fault::Fault;
+use crate::engine::handler::Handler;
 use crate::engine::md::MdDone;
 use crate::engine::state::{
     ChangeMode, Effect, Fencing, SideEffect, StateChange, StateContext, VolumeState, after_effects, changes_text,
-    md_flags, plan, plan_cluster_wide, side_effects,
+    connection_effects, md_flags, plan, plan_cluster_wide, side_effects,
 };
 use crate::meta::MdFlags;
 use crate::units::{GenId, Sectors, VolumeNr};
@@ -25,11 +26,10 @@ impl Engine {
         let ids = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids);
         StateContext {
             has_net_config: self.conn.opts.is_some(),
-            // A second Primary is always refused in this version.
-            allow_two_primaries: false,
+            allow_two_primaries: self.two_primaries(),
             peer_primary_on_other_volume: others().any(|o| o.state.peer == Role::Primary),
-            fencing: Fencing::DontCare,
-            on_no_data_suspend: false,
+            fencing: vol.map_or(Fencing::DontCare, |vol| vol.opts.fencing),
+            on_no_data_suspend: self.opts.suspend_without_data,
             open_count: vol.map_or(0, |vol| vol.open_count),
             verify_alg: self.conn.opts.as_ref().is_some_and(|o| o.verify_alg.alg().is_some()),
             version: self.conn.version,
@@ -43,8 +43,8 @@ impl Engine {
             others_up_to_date: others().all(|o| o.state.disk == DiskState::UpToDate),
             others_highest_pdsk: others().map(|o| o.state.pdsk).max().unwrap_or(DiskState::Diskless),
             others_left_report_params: others().all(|o| o.state.conn != ConnState::WfReportParams),
-            resync_after_negotiation: false,
-            call_local_io_error: false,
+            resync_after_negotiation: vol.is_some_and(|vol| vol.resize.after_negotiation),
+            call_local_io_error: vol.is_some_and(|vol| vol.error_helper.is_some()),
             forced_detach: vol.is_some_and(|vol| vol.forced_detach),
         }
     }
@@ -64,7 +64,9 @@ impl Engine {
         if let Some(warning) = planned.warning {
             self.log(Level::Warn, Some(v), warning);
         }
+        let old = self.state(v);
         self.commit(v, planned.new);
+        self.share_suspension(v, &old);
         Ok(StateResult::Success)
     }
 
@@ -122,20 +124,47 @@ impl Engine {
         {
             vol.early_sync_uuid = None;
         }
+        let untold = self.faulty(Fault::BitsBelievedUntold);
         if let Some(vol) = self.volumes.get_mut(&v) {
             let exchanged = matches!(new.conn, ConnState::SyncTarget | ConnState::PausedSyncT);
             if new.disk == DiskState::UpToDate || exchanged {
                 vol.bits_known = true;
             } else if new.disk < DiskState::Inconsistent || new.conn == ConnState::WfBitMapT {
                 vol.bits_known = false;
+            } else if new.disk == DiskState::Inconsistent
+                && new.peer == Role::Primary
+                && new.conn == ConnState::Connected
+                && !untold
+            {
+                // Its writes stay over there, and nobody tells this node which.
+                vol.bits_known = false;
             }
+        }
+        let now = self.now;
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            vol.congestion.note(old.conn, new.conn, now);
+        }
+        if new.disk == DiskState::UpToDate && old.disk != DiskState::UpToDate {
+            self.undo_end(v);
         }
         let syncing = |c: ConnState| (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&c);
         if syncing(old.conn) && !syncing(new.conn) {
             self.forget_resync(v);
         }
+        if old.conn != new.conn
+            && let Some(vol) = self.volumes.get_mut(&v)
+        {
+            vol.resync_helper = None;
+            if new.conn < ConnState::Connected {
+                vol.early_sync_uuid = None;
+            }
+        }
         self.effects.push_back((v, old, new));
         self.recheck_commands = true;
+        if cut_short && new.has_local_disk() && new.disk < DiskState::UpToDate {
+            // A peer that loses its disk in the middle of the bitmaps would take this one for good.
+            self.send_state(v);
+        }
     }
 
     /// Which data the applications use now: those of the peer where there is no own disk; and whether the own disk, when
@@ -161,7 +190,22 @@ impl Engine {
         let goes = old.has_local_disk() && !new.has_local_disk();
         // A peer that is only now taken for good has nothing that this disk lacked.
         let peer_was_good = old.pdsk == DiskState::UpToDate && new.pdsk == DiskState::UpToDate;
-        if goes && new.role == Role::Primary && peer_was_good {
+        let next = vol.peer.uuids.map(|uuids| uuids.ids).filter(|ids| ids.bitmap.same(vol.exposed));
+        if goes
+            && new.role == Role::Primary
+            && peer_was_good
+            && new.conn >= ConnState::Connected
+            && let Some(ids) = next
+        {
+            // The peer, asked before the disk went, has begun the generation without it already.
+            vol.exposed = ids.current;
+            let text = format!("receiver updated UUIDs to effective data uuid: {}", ids.current);
+            self.log(Level::Info, Some(v), text);
+        }
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
+        // A node that is promoted without a disk writes where the good data are, too.
+        let serves_from_peer = promoted && !new.has_local_disk() && new.pdsk == DiskState::UpToDate;
+        if (goes && new.role == Role::Primary && peer_was_good) || serves_from_peer {
             vol.behind = true;
         } else if new.has_local_disk() || new.role != Role::Primary {
             vol.behind = false;
@@ -216,6 +260,7 @@ impl Engine {
             }
             SideEffect::ResumeAlAndCountConnect => {
                 vol.degraded_wait = false;
+                self.conn.connects += 1;
                 if !self.faulty(Fault::AlNotResumed)
                     && let Some(disk) = self.volumes.get_mut(&v).and_then(|vol| vol.disk.as_mut())
                     && disk.al.suspended()
@@ -268,23 +313,33 @@ impl Engine {
     pub(crate) fn run_effects(&mut self) {
         loop {
             while let Some((v, old, new)) = self.effects.pop_front() {
-                for effect in after_effects(&old, &new, &self.state_context(v)) {
+                // I/O may have been suspended, or have gone on, because of another volume.
+                let VolumeState { susp, susp_nod, susp_fen, .. } = self.state(v);
+                let new = VolumeState { susp, susp_nod, susp_fen, ..new };
+                let ctx = self.state_context(v);
+                let effects = after_effects(&old, &new, &ctx).into_iter().chain(connection_effects(&old, &new, &ctx));
+                for effect in effects {
                     self.effect(v, effect, &new);
+                }
+                for v in std::mem::take(&mut self.give_up_due) {
+                    self.give_up_operations(v);
                 }
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }
-                self.admit(v);
+                self.resize_link_lost(v, &old, &new);
                 self.submit_held_back(v);
+                self.admit(v);
                 self.retry_blocked(v);
                 self.wake_peer_requests(v);
             }
             if let Some(end) = self.conn.end.take() {
                 self.end_link(end);
             } else if self.unannounced.is_empty() {
-                return;
+                return self.pump_resend();
             }
             if self.effects.is_empty() {
+                self.pump_resend();
                 for key in std::mem::take(&mut self.unannounced) {
                     self.submit_write(key);
                 }
@@ -298,7 +353,6 @@ impl Engine {
             | Effect::ResetResyncCounters
             | Effect::PauseDependents
             | Effect::ResumeDependents
-            | Effect::ResyncAfterGrow
             | Effect::StartReceiver
             | Effect::DiscardNetConfig => {}
             Effect::ClearCrashedPrimary => {
@@ -310,24 +364,33 @@ impl Engine {
                 }
                 self.update_md_flags(v);
             }
+            Effect::ResyncAfterGrow => self.resync_after_negotiation(v),
+            Effect::RunHandler(Handler::LocalIoError) => self.tell_local_io_error(v),
             Effect::RunHandler(handler) => self.tell_helper(handler, Some(v)),
-            // I/O is never suspended in this version: neither the fencing nor the no-data policy is in effect.
-            Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => {}
-            Effect::SetNewCurrentUuidPending => {
+            Effect::ThawNoData(_) | Effect::ThawReconnected | Effect::ThawFenced => self.thaw_by(effect),
+            Effect::SetNewCurrentUuidPending if self.freezes_requests() => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
                     vol.new_uuid_pending = true;
                 }
             }
+            // An effect before this one has let I/O go on: nothing is put off any more.
+            Effect::SetNewCurrentUuidPending => {
+                if self.state_context(v).bitmap_uuid_unset {
+                    self.new_current_uuid(v);
+                    self.send_uuids_durably(v);
+                }
+            }
             Effect::SendSyncUuid => self.make_sync_uuid(v),
             Effect::SendUuids => self.send_uuids_durably(v),
-            Effect::SendSizes => self.send_sizes(v, false),
+            Effect::SendSizes => self.send_sizes(v),
             Effect::SendState => self.send_data(v, Packet::State(new.word())),
             Effect::QueueSendBitmap => self.start_bitmap(v),
             Effect::NewCurrentUuid if self.faulty(Fault::DegradedKeepsUuid) => {}
             Effect::NewCurrentUuid => self.new_current_uuid(v),
             Effect::WriteBitmapPages | Effect::QueueBitmapWrite => self.md_bitmap(v, false, None),
             Effect::StartFullSyncSource | Effect::StartFullSyncTarget => self.start_full_sync(v),
-            Effect::AbortLocalIo => self.abort_local_io(v),
+            // After the peer was told: what goes to it alone follows that.
+            Effect::AbortLocalIo => self.give_up_due.push(v),
             Effect::ForgetResyncExtents => self.forget_resync(v),
             Effect::WriteMetadata | Effect::WriteMetadataIfDirty => {
                 if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
@@ -365,6 +428,7 @@ impl Engine {
         vol.exposed = ids.current;
         vol.gate += 1;
         self.log(Level::Info, Some(v), format!("new current UUID {ids}"));
+        self.out.push(Action::Notice(Notice::Generation { volume: v, current: ids.current }));
         self.md_superblock(v, Some(MdDone::Gate));
     }
 
@@ -384,7 +448,7 @@ impl Engine {
                             }
                         }
                     }
-                    if vol.gate == 0 {
+                    if vol.gate == 0 && !vol.state.is_suspended() {
                         vol.gate_peer_lacks = false;
                         for (id, result) in std::mem::take(&mut vol.held) {
                             self.out.push(Action::Complete { id, result });
@@ -399,6 +463,12 @@ impl Engine {
             MdDone::SyncUuid(uuid, _) => self.on_sync_uuid_durable(v, uuid),
             MdDone::TargetStarted => self.on_target_started(v, ok),
             MdDone::Release(_) => self.release_data(),
+            MdDone::TargetDone(link) => {
+                if link.is_some() && link == self.conn.link {
+                    self.release_data();
+                }
+                self.tell_helper(Handler::AfterResyncTarget, Some(v));
+            }
             MdDone::AlUpdates => self.on_al_updates_durable(v, ok),
             MdDone::SendUuids(_) => {
                 self.send_uuids_now(v);
@@ -406,21 +476,27 @@ impl Engine {
             }
             MdDone::FullSync => self.on_full_sync_written(v, ok),
             MdDone::Detached => self.on_detached(v),
+            MdDone::Moved => self.on_moved(v, ok),
         }
     }
 
     /// Takes over a size: the exported one, the bitmap's and the superblock's.
     pub(crate) fn set_size(&mut self, v: VolumeNr, size: Sectors, set_new_bits: bool) {
+        let new_bits = self.new_bits(set_new_bits);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let grew = vol.size != size;
         vol.size = size;
         if let Some(disk) = vol.disk.as_mut()
             && (disk.sb.effective_size != size || disk.bitmap.bits() != size.bm_bits())
         {
-            if let Err(error) = disk.bitmap.resize(size.bm_bits(), set_new_bits) {
+            if let Err(error) = disk.bitmap.resize(size.bm_bits(), new_bits) {
                 self.log_error(v, format!("cannot size the bitmap for {size} sectors: {error}"));
                 self.force(v, &StateChange::NONE.disk(DiskState::Failed));
                 return;
+            }
+            if !new_bits {
+                // Nothing was ever written where the new pages are.
+                disk.bitmap.mark_all_changed();
             }
             disk.sb.effective_size = size;
             disk.sb_dirty = true;

@@ -75,7 +75,10 @@ impl Engine {
     pub(crate) fn pump_bitmap(&mut self) {
         if self.bitmap_tx.is_none() {
             let due = |vol: &&super::volume::Volume| {
-                vol.send_bitmap && vol.bitmap_after.is_none_or(|nr| self.epochs.is_retired(nr))
+                vol.send_bitmap
+                    && !Self::undo_not_ready(vol)
+                    // What is frozen may wait for the end of this exchange.
+                    && vol.bitmap_after.is_none_or(|nr| self.epochs.is_answered(nr))
             };
             let Some(v) = self.volumes.values().find(due).map(|vol| vol.nr) else { return };
             if self.conn.link.is_none() || self.data_held() {
@@ -173,7 +176,7 @@ impl Engine {
                 vol.bitmap_rx = None;
                 let unsent = vol.send_bitmap || self.bitmap_tx.as_ref().is_some_and(|tx| tx.volume == v);
                 match conn {
-                    ConnState::WfBitMapT => self.start_bitmap(v),
+                    ConnState::WfBitMapT => self.start_answer(v),
                     // The source has begun anew meanwhile, and takes the answer to its first bitmap for both.
                     ConnState::WfSyncUuid => {}
                     _ if unsent => vol.bitmap_answered = true,

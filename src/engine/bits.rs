@@ -9,6 +9,9 @@ use crate::limits::SECTOR_SIZE;
 use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
 use crate::wire::state::{DiskState, Role};
 
+/// Most blocks that one `P_OUT_OF_SYNC` names: its size in bytes has 32 bits.
+const TOLD_BLOCKS_MAX: u64 = 1 << 18;
+
 impl Engine {
     /// Marks every block of a range out of sync; how many were in sync. Whatever resync of the range is under way
     /// carries older data: its end must not clear these bits.
@@ -39,6 +42,9 @@ impl Engine {
     /// Marks a write that the peer missed although it was sent. If the target of a resync that broke off may hold this
     /// generation, it must not hold this write's as well; while the resync runs, its end tells.
     pub(crate) fn mark_missed(&mut self, v: VolumeNr, range: SectorRange) {
+        if range.is_empty() {
+            return;
+        }
         if let Some(vol) = self.volumes.get_mut(&v)
             && vol.state.role == Role::Primary
             && vol.state.disk == DiskState::UpToDate
@@ -74,5 +80,28 @@ impl Engine {
             self.on_bits_cleared(v);
         }
         cleared
+    }
+
+    /// Tells the peer of all blocks that are marked here, for a resync without an exchange of bitmaps: what only the source
+    /// has marked would never be asked for.
+    pub(crate) fn tell_marked(&mut self, v: VolumeNr) {
+        if self.conn.version < 95 {
+            return;
+        }
+        let Some(vol) = self.volumes.get(&v) else { return };
+        let (Some(disk), size) = (vol.disk.as_ref(), vol.size.0) else { return };
+        let mut ranges = Vec::new();
+        for run in disk.bitmap.runs(0..disk.bitmap.bits()) {
+            let mut first = run.start;
+            while first < run.end {
+                let end = run.end.min(first + TOLD_BLOCKS_MAX);
+                let (start, end_sector) = (first * 8, (end * 8).min(size));
+                ranges.push(SectorRange { start: Sector(start), count: Sectors(end_sector.saturating_sub(start)) });
+                first = end;
+            }
+        }
+        for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+            self.send_out_of_sync(v, range);
+        }
     }
 }

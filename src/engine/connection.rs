@@ -12,6 +12,7 @@ use crate::engine::action::{Action, Fact, Level, LinkAction};
 use crate::engine::event::{LinkEvent, LinkNr, Socket, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::options::NetOptions;
+use crate::engine::refused::Refused;
 use crate::engine::state::{StateChange, VolumeState};
 use crate::limits::SECTOR_SIZE;
 use crate::units::{SeqNr, Timestamp, VolumeNr};
@@ -53,13 +54,16 @@ pub(crate) struct PeerQuestion {
     pub volume: VolumeNr,
     /// Of the whole connection (`P_CONN_ST_CHG_REQ`).
     pub connection: bool,
+    /// The connection state that this node is to take.
+    pub conn: Option<ConnState>,
 }
 
 /// A packet that waits for the data socket.
 #[derive(Debug)]
 pub(crate) struct Held {
     volume: VolumeNr,
-    packet: Packet,
+    /// None keeps the place of one that waits for the metadata.
+    packet: Option<Packet>,
     /// The write that completes when the TCP stack has taken the packet.
     awaited: Option<u64>,
 }
@@ -79,6 +83,8 @@ pub(crate) struct Connection {
     pub peer_dry_run: bool,
     pub state_sent: bool,
     pub disconnect_expected: bool,
+    /// How often volumes got connected.
+    pub connects: u64,
     pub end: Option<LinkEnd>,
     /// A link is wanted and not ordered yet.
     pub start_due: bool,
@@ -101,6 +107,11 @@ pub(crate) struct Connection {
     pub(crate) since: Timestamp,
     pub(crate) request_timer: bool,
     pub(crate) barrier_timer: bool,
+    /// Packets of the data socket that wait for acknowledgements on the meta socket, and how long they may.
+    pub(crate) stalled: VecDeque<(VolumeNr, Packet)>,
+    pub(crate) stalled_until: Timestamp,
+    /// Why there is no connection, if the last attempt said so.
+    pub(crate) refused: Option<Refused>,
 }
 
 impl Connection {
@@ -117,6 +128,7 @@ impl Connection {
             peer_dry_run: false,
             state_sent: false,
             disconnect_expected: false,
+            connects: 0,
             end: None,
             start_due: false,
             question: None,
@@ -136,6 +148,9 @@ impl Connection {
             since: Timestamp(0),
             request_timer: false,
             barrier_timer: false,
+            stalled: VecDeque::new(),
+            stalled_until: Timestamp(0),
+            refused: None,
         }
     }
 
@@ -169,7 +184,7 @@ impl Engine {
             return;
         }
         if self.conn.hold > 0 {
-            self.conn.held.push_back(Held { volume: v, packet, awaited: None });
+            self.conn.held.push_back(Held { volume: v, packet: Some(packet), awaited: None });
         } else {
             self.send_data_now(v, packet);
         }
@@ -215,11 +230,32 @@ impl Engine {
         self.conn.hold += 1;
     }
 
+    /// The same, and keeps a place for a packet: behind what is queued by now, before everything else.
+    pub(crate) fn hold_place(&mut self, v: VolumeNr) {
+        self.hold_data();
+        if self.conn.link.is_some() {
+            self.conn.held.push_back(Held { volume: v, packet: None, awaited: None });
+        }
+    }
+
+    /// Puts a packet into the oldest place that is kept for this volume, or gives the place up.
+    pub(crate) fn fill_place(&mut self, v: VolumeNr, packet: Option<Packet>) {
+        if let Some(at) = self.conn.held.iter().position(|held| held.volume == v && held.packet.is_none()) {
+            match packet {
+                Some(packet) => self.conn.held[at].packet = Some(packet),
+                None => {
+                    self.conn.held.remove(at);
+                }
+            }
+        }
+    }
+
     /// Lets the held packets go when the last reason is gone.
     pub(crate) fn release_data(&mut self) {
         self.conn.hold = self.conn.hold.saturating_sub(1);
         if self.conn.hold == 0 {
             for Held { volume, packet, awaited } in std::mem::take(&mut self.conn.held) {
+                let Some(packet) = packet else { continue };
                 self.send_data_now(volume, packet);
                 if let Some(key) = awaited {
                     self.conn.awaiting_sent.push_back((self.conn.data_queued, key));
@@ -245,6 +281,7 @@ impl Engine {
             }
             LinkEvent::Refused { reason } => {
                 self.log(Level::Error, None, format!("{reason}; discarding network configuration"));
+                self.refuse(Refused::Link { reason });
                 self.drop_link(ConnState::Disconnecting);
             }
             LinkEvent::Lost { nr, socket, protocol_error, fatal, reason } => {
@@ -290,6 +327,7 @@ impl Engine {
         for v in self.volume_numbers() {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.seq = SeqNr(0);
+                vol.peer_seq = SeqNr(0);
                 vol.discard_my_data = discard_my_data;
                 vol.counters.sent = 0;
                 vol.counters.received = 0;
@@ -367,14 +405,20 @@ impl Engine {
         conn.state_sent = false;
         conn.held.clear();
         conn.urgent.clear();
+        conn.stalled.clear();
         conn.awaiting_sent.clear();
         conn.ping_waiters.clear();
         conn.ping_at = None;
         self.bitmap_tx = None;
         self.peer_requests_orphaned();
+        let freezes = self.freezes_requests();
         for v in self.volume_numbers() {
             self.forget_resync(v);
+            self.undo_cancel(v);
             if let Some(vol) = self.volumes.get_mut(&v) {
+                if freezes {
+                    vol.frozen_from = vol.frozen_from.or_else(|| vol.peer.uuids.map(|uuids| uuids.ids.current));
+                }
                 vol.peer = super::volume::PeerSide::default();
                 vol.bitmap_rx = None;
                 vol.send_bitmap = false;
@@ -382,11 +426,13 @@ impl Engine {
                 vol.verify = None;
                 vol.consider_resync = false;
                 vol.resync_unacked.clear();
+                vol.resync_abandoned.clear();
                 vol.refusals_due = false;
                 vol.counters.unacked = 0;
+                vol.congestion.in_flight = 0;
             }
         }
-        self.requests_lost();
+        self.requests_end();
         for v in self.volume_numbers() {
             if self.volumes.get(&v).is_some_and(|vol| vol.disk.is_some()) {
                 self.md_bitmap(v, true, None);
@@ -397,6 +443,7 @@ impl Engine {
         }
         if had_link.is_some() {
             self.log(Level::Info, None, "Connection closed");
+            self.fence_after_loss();
         }
         if end == LinkEnd::Stop || self.conn.state == ConnState::Disconnecting {
             self.set_conn_all(ConnState::StandAlone);

@@ -1,4 +1,5 @@
-//! The local disk's life: attach, I/O errors, detach (behaviour.md 10, 11.2, 11.3; metadata.md 8).
+//! The local disk's life: attach and detach (behaviour.md 10.3 to 10.5, 11.2, 11.3; metadata.md 8). What makes a disk go by
+//! itself is in `io_error`.
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
@@ -6,11 +7,10 @@ use crate::engine::al::{ActivityLog, AlLayout};
 use crate::engine::event::{AttachedDisk, CommandId};
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
-use crate::engine::options::{DiskOptions, OnIoError};
+use crate::engine::options::DiskOptions;
 use crate::engine::peer_state::new_size;
 use crate::engine::state::{
-    ChangeMode, Fencing, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach,
-    may_attach_generation,
+    ChangeMode, MdFlags as StateMdFlags, StateChange, attach_states, crashed_primary_at_attach, may_attach_generation,
 };
 use crate::engine::volume::LocalDisk;
 use crate::meta::MdFlags;
@@ -58,9 +58,13 @@ impl Engine {
         new: AttachedDisk,
         opts: DiskOptions,
     ) -> Result<(), CommandError> {
+        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         if vol.disk.is_some() || vol.state.disk != DiskState::Diskless {
             return Err(code(124, ""));
+        }
+        if stonith_with_a {
+            return Err(code(154, ""));
         }
         if opts.size > new.capacity {
             return Err(code(
@@ -74,6 +78,7 @@ impl Engine {
                 format!("{} has {} sectors for data, the device in use has {}", new.path, new.capacity, vol.size),
             ));
         }
+        let was_behind = vol.behind;
         let behind = vol.behind && vol.state.pdsk != DiskState::UpToDate;
         if behind || !may_attach_generation(&vol.state, vol.exposed, new.superblock.current) {
             return Err(code(150, format!("Can only attach to data with current UUID={}", vol.exposed)));
@@ -85,9 +90,11 @@ impl Engine {
             al_slots,
             al_next_transaction,
             capacity,
+            sizes,
             geometry,
             shared_device,
             path,
+            undo,
         } = new;
         let md = superblock.flags;
         let agreed = superblock.effective_size;
@@ -147,15 +154,18 @@ impl Engine {
             self.log(Level::Info, Some(v), "Suspended AL updates");
         }
         let marked = bitmap.count();
-        let states = attach_states(&before, &state_md, Fencing::DontCare);
+        let states = attach_states(&before, &state_md, opts.fencing);
         let forgets_crash = self.faulty(Fault::CrashedPrimaryEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(code(127, "")) };
         vol.opts = opts;
         vol.crashed_primary = crashed && !forgets_crash;
-        vol.attach_disk = states.attach_disk;
+        // What the peer has on top of it only a handshake brings: should that not come about this disk serves nobody.
+        vol.attach_disk = if was_behind { states.attach_disk.min(DiskState::Outdated) } else { states.attach_disk };
         vol.attach_pdsk = states.attach_pdsk;
         vol.degraded_wait = !primary && state_md.primary_indicated && !state_md.connected_indicated;
         vol.forced_detach = false;
+        vol.stuck = 0;
+        vol.disk_suspect = None;
         vol.closing = false;
         vol.counters.disk_read = 0;
         vol.counters.disk_written = 0;
@@ -166,6 +176,7 @@ impl Engine {
         }
         vol.target_maybe_done = false;
         vol.missed_end = false;
+        vol.resize = super::resize::Resizing::default();
         vol.disk = Some(LocalDisk {
             sb_written_flags: superblock.flags,
             sb_durable_flags: superblock.flags,
@@ -175,6 +186,8 @@ impl Engine {
             bitmap,
             al,
             capacity,
+            sizes,
+            moving: false,
             geometry,
             shared_device,
             // What a process before this one wrote may be in the device's cache.
@@ -186,6 +199,9 @@ impl Engine {
         vol.target_unknown = vol.disk.as_ref().is_some_and(|disk| disk.ids().resync_begun());
         let grew = vol.size != size;
         vol.size = size;
+        if let Some(saved) = undo {
+            self.undo_resume(v, &saved, md.contains(MdFlags::CONSISTENT));
+        }
         self.log(
             Level::Info,
             Some(v),
@@ -219,55 +235,29 @@ impl Engine {
         Ok(())
     }
 
-    /// The data device failed: what the policy says.
-    pub(crate) fn on_io_error(&mut self, v: VolumeNr) {
-        let Some(vol) = self.volumes.get(&v) else { return };
-        if vol.state.disk <= DiskState::Failed {
-            return;
-        }
-        match vol.opts.on_io_error {
-            OnIoError::PassOn => {
-                self.log(Level::Error, Some(v), "Local IO failed.");
-                if vol_disk(self, v) > DiskState::Inconsistent {
-                    self.force(v, &StateChange::NONE.disk(DiskState::Inconsistent));
-                }
-            }
-            OnIoError::CallLocalIoError | OnIoError::Detach => {
-                self.log(Level::Error, Some(v), "Local IO failed. Detaching...");
-                self.force(v, &StateChange::NONE.disk(DiskState::Failed));
-            }
-        }
-    }
-
-    /// The metadata device failed: the disk is given up whatever the policy (behaviour.md 10.1).
-    pub(crate) fn on_meta_failure(&mut self, v: VolumeNr) {
-        if vol_disk(self, v) > DiskState::Failed {
-            self.log(Level::Error, Some(v), "Local IO failed (meta data). Detaching...");
-            self.force(v, &StateChange::NONE.disk(DiskState::Failed));
-        }
-    }
-
     /// Goes on with a detach as far as the operations in flight allow: Failed, then Diskless, then closed.
     pub(crate) fn finish_detach(&mut self, v: VolumeNr) {
         let references_stay = self.faulty(Fault::AlReferencesSurvive);
+        if !self.disk_is_idle(v) {
+            return;
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
-            DiskState::Failed if !vol.closing && vol.counters.local == 0 && vol.md.is_idle() => {
+            DiskState::Failed if !vol.closing && vol.error_helper.is_none() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
             // Straight to Diskless: the link broke before the peer could confirm an attach.
-            DiskState::Diskless
-                if !vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() =>
-            {
+            DiskState::Diskless if !vol.closing && vol.disk.is_some() => {
                 vol.closing = true;
                 self.flush_before_close(v);
                 self.md_bitmap(v, true, Some(MdDone::Detached));
             }
-            DiskState::Diskless if vol.closing && vol.disk.is_some() && vol.counters.local == 0 && vol.md.is_idle() => {
+            DiskState::Diskless if vol.closing && vol.disk.is_some() => {
                 let waiting = vol.disk.as_mut().map(|d| d.al.drain_waiting()).unwrap_or_default();
                 vol.disk = None;
+                self.undo_detached(v);
                 let keys: Vec<u64> = self.requests.iter().filter(|(_, r)| r.volume == v).map(|(key, _)| key).collect();
                 for key in keys {
                     if let Some(request) = self.requests.get_mut(key)
@@ -306,8 +296,4 @@ impl Engine {
         }
         self.recheck_commands = true;
     }
-}
-
-fn vol_disk(engine: &Engine, v: VolumeNr) -> DiskState {
-    engine.state(v).disk
 }

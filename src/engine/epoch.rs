@@ -2,7 +2,11 @@
 //!
 //! Owns the list of epochs that are not acknowledged, oldest first; the last one may still be open. A write belongs to the
 //! epoch that was open when it was sent. Invariants: numbers increase by 1 and never restart; a barrier is sent only
-//! for an epoch with writes; only the last epoch lacks a barrier.
+//! for an epoch with writes; only the last epoch lacks a barrier. What is *frozen* (see `suspend`) is of links that are gone,
+//! and older than every epoch of the queue, once it has begun to be sent again.
+//!
+//! With two Primaries the peer may refuse writes. A kernel (see `two_primaries`) does not count these, and acknowledges no
+//! epoch that had some: it goes with the next one that is acknowledged, or when nothing is left of it.
 
 use std::collections::VecDeque;
 
@@ -14,6 +18,8 @@ pub(crate) struct SentEpoch {
     pub nr: u32,
     /// Request keys of its writes.
     pub members: Vec<u64>,
+    /// Writes that were sent in it and refused.
+    pub refused: u32,
     /// When the barrier was sent.
     pub barrier_at: Option<Timestamp>,
 }
@@ -34,6 +40,8 @@ pub(crate) enum BarrierAckError {
 pub(crate) struct SendEpochs {
     current: u32,
     queue: VecDeque<SentEpoch>,
+    /// Members of epochs that are to be sent again, oldest first.
+    frozen: VecDeque<Vec<u64>>,
 }
 
 impl SendEpochs {
@@ -44,14 +52,14 @@ impl SendEpochs {
 
     /// Writes in the open epoch.
     pub(crate) fn open_writes(&self) -> usize {
-        self.queue.back().filter(|e| e.nr == self.current).map_or(0, |e| e.members.len())
+        self.queue.back().filter(|e| e.nr == self.current).map_or(0, |e| e.members.len() + e.refused as usize)
     }
 
     /// Adds a write to the open epoch and returns its number.
     pub(crate) fn add(&mut self, key: u64) -> u32 {
         match self.queue.back_mut() {
             Some(e) if e.nr == self.current => e.members.push(key),
-            _ => self.queue.push_back(SentEpoch { nr: self.current, members: vec![key], barrier_at: None }),
+            _ => self.queue.push_back(SentEpoch { nr: self.current, members: vec![key], refused: 0, barrier_at: None }),
         }
         self.current
     }
@@ -68,7 +76,30 @@ impl SendEpochs {
         let current = self.current;
         let last = self.queue.back_mut().filter(|e| e.nr != current && e.barrier_at.is_none())?;
         last.barrier_at = Some(now);
-        Some(last.nr)
+        let nr = last.nr;
+        self.drop_empty();
+        Some(nr)
+    }
+
+    /// A write of this epoch was refused, and does not count.
+    pub(crate) fn forget(&mut self, nr: Option<u32>, key: u64) {
+        if let Some(epoch) = self.queue.iter_mut().find(|e| Some(e.nr) == nr) {
+            let before = epoch.members.len();
+            epoch.members.retain(|member| *member != key);
+            epoch.refused += u32::try_from(before - epoch.members.len()).unwrap_or(0);
+            self.drop_empty();
+        }
+    }
+
+    /// Nobody acknowledges an epoch of which nothing is left; its barrier goes out all the same.
+    fn drop_empty(&mut self) {
+        self.queue.retain(|e| !(e.members.is_empty() && e.refused > 0 && e.barrier_at.is_some()));
+    }
+
+    /// Whether a closed epoch had refused writes and no later one can bring its acknowledgement.
+    pub(crate) fn mixed_is_last(&self) -> bool {
+        let mixed = |e: &SentEpoch| e.refused > 0 && !e.members.is_empty() && e.barrier_at.is_some();
+        self.queue.iter().rev().find(|e| e.refused == 0 || mixed(e)).is_some_and(mixed)
     }
 
     /// Whether a closed epoch lacks its barrier.
@@ -76,39 +107,75 @@ impl SendEpochs {
         self.queue.back().is_some_and(|e| e.nr != self.current && e.barrier_at.is_none())
     }
 
-    /// The oldest epoch was acknowledged: its members.
+    /// The oldest epoch was acknowledged, or one after epochs that had refused writes: the members of all of these.
     pub(crate) fn ack(&mut self, nr: u32, set_size: u32) -> Result<Vec<u64>, BarrierAckError> {
-        let Some(front) = self.queue.front().filter(|e| e.barrier_at.is_some()) else {
+        let due = self.queue.iter().take_while(|e| e.barrier_at.is_some());
+        let skippable = due.clone().take_while(|e| e.nr != nr && e.refused > 0).count();
+        let Some(epoch) = due.clone().nth(skippable).or_else(|| due.clone().next()) else {
             return Err(BarrierAckError::NoEpoch { got: nr });
         };
-        if front.nr != nr {
-            return Err(BarrierAckError::Number { got: nr, expected: front.nr });
+        if epoch.nr != nr {
+            return Err(BarrierAckError::Number { got: nr, expected: epoch.nr });
         }
-        if front.members.len() as u64 != u64::from(set_size) {
-            return Err(BarrierAckError::Count { nr, got: set_size, expected: front.members.len() });
+        if epoch.members.len() as u64 != u64::from(set_size) {
+            return Err(BarrierAckError::Count { nr, got: set_size, expected: epoch.members.len() });
         }
-        Ok(self.queue.pop_front().map_or_else(Vec::new, |e| e.members))
+        Ok(self.queue.drain(..=skippable).flat_map(|e| e.members).collect())
     }
 
     /// The link is gone: all members of all epochs, oldest first. Numbering goes on.
     pub(crate) fn drain(&mut self) -> Vec<u64> {
         self.close();
-        self.queue.drain(..).flat_map(|e| e.members).collect()
+        self.queue.drain(..).map(|e| e.members).chain(self.frozen.drain(..)).flatten().collect()
     }
 
-    /// When the oldest barrier was sent that is not answered.
+    /// The link is gone, and everything waits for the next one. Gives all members, oldest first. Numbering goes on.
+    pub(crate) fn freeze(&mut self) -> Vec<u64> {
+        self.close();
+        let later = std::mem::take(&mut self.frozen);
+        self.frozen = self.queue.drain(..).map(|e| e.members).chain(later).collect();
+        self.frozen().collect()
+    }
+
+    /// Everything that is frozen, oldest first.
+    pub(crate) fn frozen(&self) -> impl Iterator<Item = u64> + '_ {
+        self.frozen.iter().flatten().copied()
+    }
+
+    /// Whether something is frozen.
+    pub(crate) fn has_frozen(&self) -> bool {
+        !self.frozen.is_empty()
+    }
+
+    /// The oldest frozen epoch.
+    pub(crate) fn next_frozen(&self) -> Option<&[u64]> {
+        self.frozen.front().map(Vec::as_slice)
+    }
+
+    /// The same; from here on it is to be sent again.
+    pub(crate) fn take_frozen(&mut self) -> Vec<u64> {
+        self.frozen.pop_front().unwrap_or_default()
+    }
+
+    /// When the oldest barrier was sent that is not answered and has to be.
     pub(crate) fn oldest_barrier(&self) -> Option<Timestamp> {
-        self.queue.front().and_then(|e| e.barrier_at)
+        self.queue.iter().find(|e| e.refused == 0).and_then(|e| e.barrier_at)
     }
 
-    /// Whether every epoch up to `nr` is acknowledged.
+    /// Whether every epoch up to `nr` is acknowledged, and those before, which are frozen, too.
     pub(crate) fn is_retired(&self, nr: u32) -> bool {
-        self.queue.front().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
+        self.frozen.is_empty() && self.is_answered(nr)
+    }
+
+    /// Whether every epoch of this link up to `nr` is acknowledged.
+    pub(crate) fn is_answered(&self, nr: u32) -> bool {
+        let mut left = self.queue.iter().filter(|e| !e.members.is_empty());
+        left.next().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
     }
 
     /// Number of the last epoch that has writes, open or closed.
     pub(crate) fn last(&self) -> Option<u32> {
-        self.queue.back().map(|e| e.nr)
+        self.queue.iter().rev().find(|e| !e.members.is_empty()).map(|e| e.nr)
     }
 }
 
@@ -148,5 +215,66 @@ mod tests {
         assert!(!e.is_retired(1));
         assert_eq!(e.drain(), vec![3]);
         assert_eq!(e.current(), 2);
+    }
+
+    #[test]
+    fn refused_writes_do_not_count_and_their_epoch_goes_with_the_next_one() {
+        let mut e = SendEpochs::default();
+        for (nr, keys) in [(0, [1, 2]), (1, [3, 4]), (2, [5, 6])] {
+            for key in keys {
+                assert_eq!(e.add(key), nr);
+            }
+            e.close();
+            e.take_due_barrier(T);
+        }
+        e.forget(Some(0), 1);
+        e.forget(Some(1), 3);
+        e.forget(Some(1), 4);
+        assert!(!e.mixed_is_last());
+        assert_eq!(e.oldest_barrier(), Some(T));
+        assert!(!e.is_retired(0));
+        assert_eq!(e.ack(1, 0), Err(BarrierAckError::Number { got: 1, expected: 2 }));
+        assert_eq!(e.ack(2, 2), Ok(vec![2, 5, 6]));
+        assert_eq!(e.last(), None);
+    }
+
+    #[test]
+    fn an_epoch_of_nothing_but_refused_writes_gets_its_barrier_and_is_forgotten() {
+        let mut e = SendEpochs::default();
+        e.add(1);
+        e.forget(Some(0), 1);
+        assert!(e.is_retired(0) && e.last().is_none());
+        e.close();
+        assert_eq!(e.take_due_barrier(T), Some(0));
+        e.add(2);
+        e.add(3);
+        e.close();
+        e.take_due_barrier(T);
+        assert!(!e.mixed_is_last());
+        e.forget(Some(1), 2);
+        assert!(e.mixed_is_last());
+        assert_eq!(e.oldest_barrier(), None);
+        // A receiver that counts as we do acknowledges it.
+        assert_eq!(e.ack(1, 1), Ok(vec![3]));
+    }
+
+    #[test]
+    fn frozen_epochs_keep_their_order_over_another_loss() {
+        let mut e = SendEpochs::default();
+        let first = e.add(1);
+        e.close();
+        e.add(2);
+        assert_eq!(e.freeze(), vec![1, 2]);
+        assert!(!e.is_retired(first));
+        assert_eq!(e.next_frozen(), Some(&[1][..]));
+        // The first is sent again, then the link is lost once more.
+        for key in e.take_frozen() {
+            e.add(key);
+        }
+        e.close();
+        assert_eq!(e.freeze(), vec![1, 2]);
+        assert_eq!(e.drain(), vec![1, 2]);
+        assert!(!e.has_frozen());
+        assert!(e.is_retired(first));
     }
 }

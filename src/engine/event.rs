@@ -5,8 +5,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::engine::dirty::Bitmap;
-use crate::engine::options::{DiskOptions, NetOptions, ResourceOptions};
-use crate::meta::{Layout, Superblock};
+use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions, ResourceOptions};
+use crate::engine::undo::{SavedBlocks, UndoAnswer};
+use crate::meta::{DeviceSizes, Layout, Superblock};
 use crate::units::{AlExtent, AlSlot, SectorRange, Sectors, VolumeNr};
 pub use crate::wire::kind::Socket;
 use crate::wire::packet::Packet;
@@ -123,12 +124,16 @@ pub struct AttachedDisk {
     pub al_next_transaction: u32,
     /// Largest usable data size.
     pub capacity: Sectors,
+    /// Sizes of the devices when they were opened.
+    pub sizes: DeviceSizes,
     /// Capabilities of the data device.
     pub geometry: Geometry,
     /// Data and metadata share one device (a metadata flush covers both).
     pub shared_device: bool,
     /// Path of the data device, for messages.
     pub path: String,
+    /// An undo file is being filled: what is in it.
+    pub undo: Option<SavedBlocks>,
 }
 
 /// What a data device can do.
@@ -183,10 +188,16 @@ pub enum Command {
         /// Clear the bitmap (skips the first sync).
         clear_bitmap: bool,
     },
+    /// Take over another size: the devices have grown, or the administrator wants less than there is.
+    Resize(ResizeOptions),
     /// Pause resync.
     PauseSync,
     /// Resume resync.
     ResumeSync,
+    /// Suspend the applications' I/O, on all volumes.
+    SuspendIo,
+    /// Let it go on, whatever suspended it.
+    ResumeIo,
     /// Change options of a volume.
     DiskOptions(DiskOptions),
     /// Change options of the connection.
@@ -210,8 +221,16 @@ pub enum Timer {
     Barrier,
     /// Changed bitmap pages of a volume are written.
     LazyBitmap(VolumeNr),
+    /// The oldest disk operation of a volume is checked.
+    DiskTimeout(VolumeNr),
+    /// A volume has been Ahead long enough.
+    LeaveAhead(VolumeNr),
     /// A command retries after a transient state.
     CommandRetry,
+    /// Acknowledgements that a packet of the data socket waits for did not come.
+    MissingAcks,
+    /// Own writes that the peer refused are looked at.
+    Conflict,
 }
 
 /// Something that happened.
@@ -252,6 +271,13 @@ pub enum Event {
         /// How.
         result: DiskResult,
     },
+    /// The sizes of an attached volume's devices, looked at again: before [`Command::Resize`] and before every `P_SIZES`.
+    DiskSize {
+        /// Which volume.
+        volume: VolumeNr,
+        /// The sizes.
+        sizes: DeviceSizes,
+    },
     /// The driver has closed the devices of a volume after [`Action::CloseDisk`](super::action::Action::CloseDisk).
     DiskClosed {
         /// Which volume.
@@ -285,6 +311,13 @@ pub enum Event {
         run: HandlerRun,
         /// Its exit code, 0..=255; 0 also where no program is configured or it could not be started.
         code: u8,
+    },
+    /// An answer to [`Action::Undo`](super::action::Action::Undo).
+    Undo {
+        /// Which volume.
+        volume: VolumeNr,
+        /// What it says.
+        answer: UndoAnswer,
     },
     /// A timer fired.
     Timer(Timer),

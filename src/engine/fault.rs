@@ -88,6 +88,8 @@ faults! {
             "A completion that waits for a new generation is given at once and again afterwards.";
         ReadInconsistent, "read-inconsistent",
             "A target reads blocks locally that are not synced yet.";
+        ClosedWithStuckIo, "closed-with-stuck-io",
+            "A disk that was given up is closed, and may be attached again, before its last operation has ended (S37).";
         // Replication.
         BarrierNotSent, "barrier-not-sent",
             "An epoch's barrier counts as sent, but is not.";
@@ -129,6 +131,40 @@ faults! {
             "A flush is completed before the local disk's flush.";
         FlushIgnoresPeer, "flush-ignores-peer",
             "A flush under protocol C does not wait for the barrier acknowledgements.";
+        AheadUnmarked, "ahead-unmarked",
+            "A write of a node that is Ahead is neither marked nor announced.";
+        AheadFlaps, "ahead-flaps",
+            "A node leaves Ahead at once, however often it went there (S33).";
+        // Two Primaries.
+        ConflictIgnored, "conflict-ignored",
+            "The node that decides applies the peer's write over its own: each node keeps the other's (S34).";
+        SupersededEarly, "superseded-early",
+            "A superseded write is acknowledged before the write that replaces it is here.";
+        SupersededUnwritten, "superseded-unwritten",
+            "The peer's write is called superseded before the own one is on the disk.";
+        SequenceIgnored, "sequence-ignored",
+            "A write of the peer does not wait for the acknowledgement that was sent before it.";
+        RetryForgotten, "retry-forgotten",
+            "A write that is to be sent again counts as done.";
+        UndecidedEpochAcked, "undecided-epoch-acked",
+            "A barrier is acknowledged before a waiting write of its epoch is decided (S13).";
+        BitsBelievedUntold, "bits-believed-untold",
+            "A Primary whose disk is bad reads blocks from it that the other Primary has written alone.";
+        OwnWriteOvertakes, "own-write-overtakes",
+            "An own write begins over one of the peer that waits.";
+        // Suspended I/O and fencing.
+        CompletedSuspended, "completed-suspended",
+            "Requests are completed though I/O is suspended.";
+        ResendForgotten, "resend-forgotten",
+            "Frozen writes are not sent again when the peer is back, and not marked.";
+        ThawKeepsUuid, "thaw-keeps-uuid",
+            "I/O goes on after the peer was fenced, without the generation that was put off.";
+        StaleFenceCounts, "stale-fence-counts",
+            "The exit code of fence-peer counts although the peer was connected again meanwhile.";
+        FreezeLiftedEarly, "freeze-lifted-early",
+            "Frozen I/O goes on when the fence-peer helper has ended, whatever it says.";
+        AckedNotResent, "acked-not-resent",
+            "A frozen write that the peer had acknowledged is not sent again, though no barrier acknowledgement covers it.";
         // Volatile caches.
         SuperblockNotDurable, "superblock-not-durable",
             "The superblock is written without FUA and without a flush behind it.";
@@ -163,6 +199,23 @@ faults! {
             "A node with inconsistent data is promoted without force (S9).";
         DemotedBusy, "demoted-busy",
             "A demotion does not wait for the requests in flight.";
+        // Split brains and helpers.
+        TieBreakerSwapped, "tie-breaker-swapped",
+            "The node that loses ties wins them.";
+        ChangesSwapped, "changes-swapped",
+            "The policies take each node's changes for the other's.";
+        YoungerForOlder, "younger-for-older",
+            "The policies discard the younger Primary's data instead of the older one's, and the other way round.";
+        AmbiguousByPolicy, "ambiguous-by-policy",
+            "A split brain whose bitmaps do not describe it is resolved by a policy without always-asbp.";
+        PrimaryGivesWay, "primary-gives-way",
+            "A Primary that cannot be demoted becomes the target under call-pri-lost-after-sb.";
+        ShortResolution, "short-resolution",
+            "The resolution of a split brain whose bitmaps do not describe it is no full sync (S20).";
+        HelperNotAwaited, "helper-not-awaited",
+            "A resync begins while the helper before it still runs.";
+        HelperCodeIgnored, "helper-code-ignored",
+            "A resync begins although the helper before it has failed.";
         // Bitmap and resync.
         PartialBlockCleared, "partial-block-cleared",
             "A synced part of a block clears the whole block's bit.";
@@ -184,6 +237,17 @@ faults! {
             "The target calls itself UpToDate while the last blocks are on their way.";
         OldResyncReadsSent, "old-resync-reads-sent",
             "What the source still read for a resync that is over is sent into the next one.";
+        // Undo of a resolved split brain.
+        UndoNotAwaited, "undo-not-awaited",
+            "A block of a split brain's victim is overwritten before its old contents are saved.";
+        UndoMirroredUnsaved, "undo-mirrored-unsaved",
+            "What the peer's applications overwrite during the resync of a split brain is not saved.";
+        UndoForgotten, "undo-forgotten",
+            "After a restart the rest of a split brain's resync overwrites without saving.";
+        NewBitsForgotten, "new-bits-forgotten",
+            "A node that has grown does not mark the new part.";
+        OldPlaceGivenUpEarly, "old-place-given-up-early",
+            "The old superblock of metadata that move is wiped before the new one is written (S23).";
         SourceDoneEarly, "source-done-early",
             "The source clears bits when it answers, and finishes without the target's word.";
     }

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::{DiskFailure, RequestId};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{Flush, Side};
 use crate::units::VolumeNr;
@@ -15,8 +16,12 @@ use crate::wire::state::DiskState;
 
 impl Engine {
     pub(crate) fn start_flush(&mut self, id: RequestId, v: VolumeNr) {
-        self.epochs.close();
         let Some(vol) = self.volumes.get(&v) else { return self.complete_now(id, Err(ClientError::Gone)) };
+        if vol.state.is_suspended() || self.resend_first() {
+            return self.put_off_flush(id, v);
+        }
+        self.epochs.close();
+        let Some(vol) = self.volumes.get(&v) else { return };
         let local = vol.disk_usable();
         let own_counts = local && vol.state.disk == DiskState::UpToDate;
         if !own_counts && vol.state.pdsk != DiskState::UpToDate {
@@ -49,7 +54,7 @@ impl Engine {
         }
         if let Err(failure) = result {
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::Flush);
         }
         self.finish_flush(key);
     }
@@ -84,7 +89,11 @@ impl Engine {
             return;
         }
         let v = flush.volume;
-        let disk = self.state(v).disk;
+        let state = self.state(v);
+        if state.is_suspended() {
+            return;
+        }
+        let disk = state.disk;
         // Everything before it is acknowledged by the peer's barrier acknowledgement, or was never sent.
         let own_counts = flush.local == Side::Ok && disk == DiskState::UpToDate;
         if !own_counts && !flush.peer_only {

@@ -5,7 +5,7 @@
 //! their own from mirrored inputs. Source: behaviour.md 3.5, wire.md 4.10.
 //!
 //! Stricter than 8.4 in one place: a split brain whose bitmaps do not describe the divergence (rules 41 and 100) and
-//! that is resolved by hand resyncs all blocks; the kernel resyncs what the bitmaps name. The peer needs no knowledge of
+//! that is resolved by hand resyncs all blocks, as one that a policy resolves; the kernel resyncs what the bitmaps name. The peer needs no knowledge of
 //! it, because the bitmaps are or-ed.
 //!
 //! And in another: an Inconsistent disk that holds the newer generation (its read errors were passed on while the peer
@@ -15,7 +15,7 @@
 use super::action::Fact;
 use super::gi::{Comparison, GenIds, GiInput, PeerUuids, UuidFlags, Verdict, compare};
 use super::handler::Handler;
-use super::split_brain::{AfterSbPolicies, SbDecision, SbInput, primaries, recover};
+use super::split_brain::{AfterSb, AfterSbPolicies, SbDecision, SbInput, primaries, recover};
 use crate::wire::state::{DiskState, Role};
 
 /// rr-conflict: what a Primary does that must become the target of a resync.
@@ -65,8 +65,6 @@ pub struct HandshakeInput<'a> {
     pub policies: AfterSbPolicies,
     /// always-asbp: the policies also count where the bitmaps do not describe the divergence.
     pub always_asbp: bool,
-    /// Whether the policies count at all; if not, only `--discard-my-data` resolves a split brain.
-    pub auto_policies: bool,
     /// A change of the own role to Secondary would succeed at this moment.
     pub can_demote: bool,
     /// rr-conflict.
@@ -327,16 +325,18 @@ impl Run<'_> {
     fn resolve_split_brain(&mut self, auto: bool) -> Result<Verdict, RefuseReason> {
         self.handlers.push(Handler::InitialSplitBrain);
         let mut direction = SbDecision::Undecided;
-        if self.input.auto_policies && (auto || self.input.always_asbp) {
+        if auto || self.input.always_asbp {
             direction = self.recover_automatically();
         }
-        if direction == SbDecision::Undecided {
-            let peer_discards = self.input.peer.flags.has(UuidFlags::DISCARD_MY_DATA);
-            direction = match (self.input.discard_my_data, peer_discards) {
-                (true, false) => SbDecision::Target,
-                (false, true) => SbDecision::Source,
-                _ => SbDecision::Undecided,
-            };
+        let peer_discards = self.input.peer.flags.has(UuidFlags::DISCARD_MY_DATA);
+        let by_hand = match (self.input.discard_my_data, peer_discards) {
+            (true, false) => SbDecision::Target,
+            (false, true) => SbDecision::Source,
+            _ => SbDecision::Undecided,
+        };
+        let stubborn = by_hand != SbDecision::Undecided && self.peer_stays_primary(direction);
+        if direction == SbDecision::Undecided || stubborn {
+            direction = by_hand;
             self.say_solved(direction, "Split-Brain detected, manually solved.");
         }
         let full = !auto;
@@ -353,6 +353,16 @@ impl Run<'_> {
             self.say("Doing a full sync, since UUIDs where ambiguous.");
         }
         Ok(verdict)
+    }
+
+    /// A peer that lost the vote under call-pri-lost-after-sb cannot be demoted while the nodes meet: for it nothing is decided,
+    /// and it goes by what was said by hand. So does this node then, or both would be the source (8.4's are).
+    fn peer_stays_primary(&self, direction: SbDecision) -> bool {
+        let policies = &self.input.policies;
+        let policy = if self.input.own_role == Role::Primary { policies.two } else { policies.one };
+        direction == SbDecision::Source
+            && self.input.peer_role == Role::Primary
+            && policy == AfterSb::CallPriLostAfterSb
     }
 
     fn recover_automatically(&mut self) -> SbDecision {

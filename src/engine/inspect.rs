@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::engine::dirty::Bitmap;
 use crate::engine::state::VolumeState;
-use crate::units::VolumeNr;
+use crate::units::{SectorRange, VolumeNr};
 
 /// How much the engine's collections hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +31,13 @@ impl Engine {
     #[must_use]
     pub fn volume_state(&self, v: VolumeNr) -> Option<VolumeState> {
         self.volumes.get(&v).map(|vol| vol.state)
+    }
+
+    /// Where writes are frozen: acknowledged by nobody's barrier, and to be sent again.
+    #[must_use]
+    pub fn frozen_writes(&self, v: VolumeNr) -> Vec<SectorRange> {
+        let frozen = self.epochs.frozen().filter_map(|key| self.requests.get(key));
+        frozen.filter(|request| request.volume == v).map(|request| request.range).collect()
     }
 
     /// How much is held now.

@@ -65,8 +65,10 @@ impl Engine {
                 AfterPing::SourceFinish(v) => self.finish_source(v),
                 AfterPing::SourceStart(v) => {
                     if let Some(vol) = self.volumes.get_mut(&v) {
+                        vol.resync_abandoned = vol.resync_unacked.iter().map(|(key, it)| (*key, it.count)).collect();
                         vol.resync_unacked.clear();
-                        if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS) {
+                        if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::StartingSyncS | ConnState::Ahead)
+                        {
                             self.start_source(v);
                         }
                     }
@@ -133,7 +135,8 @@ impl Engine {
             .map(|(_, r)| r.started)
             .min();
         let unsent = (self.conn.data_queued > self.conn.data_sent).then_some(self.conn.sent_progress);
-        let waits = [oldest_request, self.epochs.oldest_barrier(), unsent];
+        let oldest_conflict = self.oldest_conflict();
+        let waits = [oldest_request, self.epochs.oldest_barrier(), unsent, oldest_conflict];
         let Some(oldest) = waits.into_iter().flatten().min() else { return };
         let oldest = oldest.max(self.conn.since);
         let due = oldest.after(timeout);
@@ -150,11 +153,11 @@ impl Engine {
             "Remote failed to answer a P_BARRIER"
         };
         let waited = self.now.since(oldest).as_millis();
-        self.log(
-            Level::Warn,
-            None,
-            format!("{what} within {waited}ms > ko-count * timeout ({}ms)", timeout.as_millis()),
-        );
+        let Some((ko_count, each)) = self.conn.opts.as_ref().map(|o| (o.ko_count, o.timeout.as_millis() / 100)) else {
+            return;
+        };
+        let text = format!("{what} within {waited}ms > ko-count ({ko_count}) * timeout ({each} * 0.1s)");
+        self.log(Level::Warn, None, text);
         self.drop_link(ConnState::Timeout);
     }
 }

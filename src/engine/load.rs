@@ -3,6 +3,7 @@
 
 use crate::engine::dirty::{Bitmap, PageNr};
 use crate::engine::event::{AttachedDisk, Geometry};
+use crate::meta::relocate::{self, Checked, LastKnown};
 use crate::meta::{self, AttachBits, MetaError, MetaIo, Place};
 
 /// What the device cannot say about itself.
@@ -34,6 +35,24 @@ pub enum LoadError {
     /// The bitmap does not fit into memory.
     #[error(transparent)]
     Bitmap(#[from] crate::engine::dirty::BitmapError),
+}
+
+/// As [`load`], for a device that may have grown since its size was remembered: internal metadata are moved first.
+///
+/// # Errors
+/// [`LoadError`]; nothing is lost by any of them.
+pub fn load_moved(
+    io: &mut dyn MetaIo,
+    place: Place,
+    facts: DiskFacts,
+    known: Option<&LastKnown>,
+) -> Result<Loaded, LoadError> {
+    let moved = place.kind.is_internal() && matches!(relocate::check(io, known, false)?, Checked::Moved { .. });
+    let mut loaded = load(io, place, facts)?;
+    if moved {
+        loaded.recovery.insert_str(0, "Moving the internal meta data to its proper location\n");
+    }
+    Ok(loaded)
 }
 
 /// Recovers and reads. Writes only when the metadata are not clean.
@@ -83,6 +102,7 @@ pub fn load(io: &mut dyn MetaIo, place: Place, facts: DiskFacts) -> Result<Loade
         _ => 0,
     };
     let capacity = found.layout.data_size;
+    let sizes = place.sizes(io);
     let DiskFacts { geometry, shared_device, path } = facts;
     let disk = AttachedDisk {
         superblock,
@@ -91,9 +111,11 @@ pub fn load(io: &mut dyn MetaIo, place: Place, facts: DiskFacts) -> Result<Loade
         al_slots: Vec::new(),
         al_next_transaction,
         capacity,
+        sizes,
         geometry,
         shared_device,
         path,
+        undo: None,
     };
     Ok(Loaded { disk, recovery })
 }

@@ -17,9 +17,10 @@ use crate::engine::action::DiskOp;
 use crate::engine::al::{FlushMark, Transaction};
 use crate::engine::event::{CommandId, DiskFailure, LinkNr};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::volume::LocalDisk;
-use crate::meta::{self, MdFlags};
+use crate::meta::{self, Layout, MdFlags, Superblock};
 use crate::units::{AlExtent, AlSlot, GenId, VolumeNr};
 
 /// Bitmap pages in one stage: 1 MiB of writes, so that other jobs wait little.
@@ -40,6 +41,8 @@ pub(crate) enum MdDone {
     TargetStarted,
     /// The identifiers (or a target's "up to date") are durable: what was held for that goes to the peer.
     Release(Option<LinkNr>),
+    /// A target's end is durable: as `Release`, and the helper is told.
+    TargetDone(Option<LinkNr>),
     /// A new generation is durable: send it to the peer (and the state after it, if asked).
     SendUuids(Option<LinkNr>),
     /// The superblock says how the activity log is kept.
@@ -48,6 +51,8 @@ pub(crate) enum MdDone {
     FullSync,
     /// Everything of a detaching disk is written.
     Detached,
+    /// The metadata are at their new place, and nothing of them is left at the old one.
+    Moved,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +64,12 @@ enum Stage {
     Writes(Vec<(u64, Bytes)>),
     /// One durable write.
     Durable(u64, Bytes),
+    /// The transaction with this number.
+    Transaction(u32, Bytes),
+    /// From here on everything belongs to another place.
+    Relocate(Box<Layout>),
+    /// Everything but the ring is at the new place.
+    Arrived,
     /// With the reasons for which changed pages were written before it.
     Superblock(Reasons),
     /// The superblock that says so is durable.
@@ -76,11 +87,17 @@ impl Reasons {
     fn of(disk: &LocalDisk) -> Self {
         let mut flags = MdFlags::NONE;
         for flag in [MdFlags::PRIMARY_IND, MdFlags::FULL_SYNC, MdFlags::AL_DISABLED] {
-            if disk.may_say(flag) && !disk.sb.flags.contains(flag) {
+            if disk.may_say(flag) && !disk.flags_to_say().contains(flag) {
                 flags = flags.with(flag);
             }
         }
         Self { flags, grows: disk.sb.effective_size > disk.sb_written_size }
+    }
+
+    /// A superblock that says that all blocks are out of sync relies on no page.
+    fn none() -> Self {
+        let flags = MdFlags::PRIMARY_IND.with(MdFlags::FULL_SYNC).with(MdFlags::AL_DISABLED);
+        Self { flags, grows: true }
     }
 
     const fn covers(self, other: Self) -> bool {
@@ -171,7 +188,6 @@ impl Engine {
                 .collect(),
         }
         .encode();
-        let offset = disk.layout.al_block_byte(transaction.tr_number);
         let mut stages = VecDeque::new();
         if !transaction.evicted.is_empty() && !self.faulty(Fault::EvictionWithoutPages) {
             stages.push_back(Stage::Pages(Some(transaction.evicted.clone())));
@@ -183,11 +199,7 @@ impl Engine {
             stages.push_back(Stage::FlushMeta);
         }
         let block = Bytes::copy_from_slice(&block);
-        stages.push_back(if self.faulty(Fault::AlNotDurable) {
-            Stage::Writes(vec![(offset, block)])
-        } else {
-            Stage::Durable(offset, block)
-        });
+        stages.push_back(Stage::Transaction(transaction.tr_number, block));
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.al_writes += 1;
         }
@@ -197,6 +209,24 @@ impl Engine {
         if early {
             self.on_al_written(v, transaction.tr_number, true);
         }
+    }
+
+    /// Queues the move of the metadata to where `layout` says. The superblock at the new place is the turning point: before
+    /// it everything is untouched at the old place, from it on a crash finds the new one, which says that every block is
+    /// out of sync until bitmap and ring are there as well. The old superblock goes before anything else is written.
+    pub(crate) fn md_move(&mut self, v: VolumeNr, layout: Layout) {
+        let Some(disk) = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()) else { return };
+        let old = disk.layout.superblock_byte();
+        let wipe = Stage::Durable(old, Bytes::from_static(&[0; meta::layout::BLOCK_BYTES]));
+        let (start, len) = layout.area();
+        let mut stages = VecDeque::from([Stage::Relocate(Box::new(layout)), Stage::Superblock(Reasons::none())]);
+        if self.faulty(Fault::OldPlaceGivenUpEarly) {
+            stages.push_front(wipe);
+        } else if !(start..start + len).contains(&old) {
+            stages.push_back(wipe);
+        }
+        stages.extend([Stage::Pages(None), Stage::Arrived, Stage::Superblock(Reasons::default())]);
+        self.md_push(v, Job { stages, done: vec![MdDone::Moved], superblock_only: false });
     }
 
     fn md_push(&mut self, v: VolumeNr, job: Job) {
@@ -216,7 +246,8 @@ impl Engine {
             if vol.md.active.is_none() {
                 let Some(job) = vol.md.jobs.pop_front() else { return };
                 vol.md.active = Some(job);
-                vol.md.failed = vol.disk.is_none();
+                // Nothing is written to a disk that was given up before it has come back.
+                vol.md.failed = vol.disk.is_none() || vol.stuck > 0;
             }
             let failed = vol.md.failed;
             let stage = vol.md.active.as_mut().and_then(|job| if failed { None } else { job.stages.pop_front() });
@@ -232,7 +263,8 @@ impl Engine {
     }
 
     fn md_stage(&mut self, v: VolumeNr, stage: Stage) {
-        let (no_flush_at_demotion, no_flush_at_end, no_flush_for_pages, not_durable) = (
+        let (al_not_durable, no_flush_at_demotion, no_flush_at_end, no_flush_for_pages, not_durable) = (
+            self.faulty(Fault::AlNotDurable),
             self.faulty(Fault::PrimaryIndWithoutFlush),
             self.faulty(Fault::GoodWithoutFlush),
             self.faulty(Fault::ClearedPageWithoutFlush),
@@ -243,7 +275,7 @@ impl Engine {
         let Some(disk) = vol.disk.as_mut() else { return };
         // What an older write of the superblock promised about the data must still hold when a newer one is read after a
         // crash.
-        let new = disk.sb.flags;
+        let new = disk.flags_to_say();
         let gains = |f| new.contains(f) && !disk.surely_says(f);
         let loses = |f| disk.may_say(f) && !new.contains(f);
         let becomes_good = gains(MdFlags::CONSISTENT) || gains(MdFlags::WAS_UP_TO_DATE);
@@ -285,6 +317,20 @@ impl Engine {
             Stage::Durable(offset, data) => {
                 self.md_op(v, DiskOp::MetaWrite { offset, data, fua: flushes }, None);
             }
+            Stage::Transaction(tr_number, data) => {
+                let offset = disk.layout.al_block_byte(tr_number);
+                let fua = flushes && !al_not_durable;
+                self.md_op(v, DiskOp::MetaWrite { offset, data, fua }, None);
+            }
+            Stage::Relocate(layout) => {
+                disk.sb.set_layout(&layout);
+                disk.al.move_ring(layout.al.blocks());
+                disk.sb.flags = disk.sb.flags.with(MdFlags::AL_DISABLED);
+                disk.layout = *layout;
+                disk.bitmap.mark_all_changed();
+                disk.moving = true;
+            }
+            Stage::Arrived => disk.moving = false,
             Stage::Said(flags) => {
                 disk.sb_durable_flags = flags;
                 self.wake_peer_requests(v);
@@ -305,7 +351,8 @@ impl Engine {
                 disk.sb_dirty = false;
                 disk.sb_written_flags = new;
                 disk.sb_written_size = disk.sb.effective_size;
-                let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&disk.sb.encode()));
+                let sb = Superblock { flags: new, ..disk.sb.clone() };
+                let write = (disk.layout.superblock_byte(), Bytes::copy_from_slice(&sb.encode()));
                 let Some(job) = vol.md.active.as_mut() else { return };
                 job.stages.push_front(Stage::Said(new));
                 job.stages.push_front(if not_durable {
@@ -351,7 +398,7 @@ impl Engine {
                     self.data_flush_failed(v);
                 }
                 self.log_error(v, format!("meta data update failed: {}", failure.text));
-                self.on_meta_failure(v);
+                self.on_io_error(v, Failed::Meta);
             }
         }
         self.md_run(v);

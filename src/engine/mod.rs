@@ -6,13 +6,15 @@
 //! events the driver hands over [`Event::BatchEnd`]. Time only comes in through `now`; timers are data ([`Timer`]).
 //!
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
-//! `request` (application I/O), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers received); `al`, `dirty`
+//! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers
+//! received), `conflict` and `two_primaries` (where the two meet); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
-//! `handshake` (how two nodes meet); `bitmap_xfer`, `resync`, `verify`; `disk_state`, `admin`.
+//! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
 pub mod action;
 pub mod al;
 pub mod dirty;
+pub mod divergence;
 pub mod event;
 pub mod fault;
 pub mod fence;
@@ -23,10 +25,13 @@ pub mod load;
 pub mod lru;
 pub mod options;
 pub mod progress;
+mod promote;
 pub mod rate;
+pub mod refused;
 pub mod split_brain;
 pub mod state;
 pub mod status;
+pub mod undo;
 
 mod admin;
 mod admin_connection;
@@ -35,30 +40,41 @@ mod apply;
 mod bitmap_xfer;
 mod bits;
 mod blocks;
+mod conflict;
+mod congestion;
 mod connection;
 mod disk_state;
 mod epoch;
+mod fence_peer;
 mod flush;
+mod give_up;
 mod helpers;
 #[cfg(any(test, feature = "sim"))]
 mod inspect;
+mod io_error;
 mod liveness;
 mod md;
+mod meeting;
 mod only_copy;
 mod ops;
 mod parameters;
 mod peer_read;
 mod peer_request;
 mod peer_state;
+mod peer_write;
 mod ranges;
 mod read;
 mod received_epochs;
 mod request;
+mod resize;
 mod resync;
+mod resync_helper;
 mod resync_target;
 pub(crate) mod rng;
 mod slab;
 mod split;
+mod suspend;
+mod two_primaries;
 mod verify;
 mod volume;
 mod write;
@@ -101,14 +117,21 @@ pub struct Engine {
     effects: VecDeque<(VolumeNr, VolumeState, VolumeState)>,
     /// Writes for the peer alone that wait until it was told the state that makes them so.
     unannounced: Vec<u64>,
+    /// Volumes whose disk goes by force, until the peer was told.
+    give_up_due: Vec<VolumeNr>,
     commands: Vec<admin::Pending>,
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
     resync_kick: BTreeSet<VolumeNr>,
     /// Volumes where there is room for waiting requests.
     admit_due: BTreeSet<VolumeNr>,
+    /// Flushes that came while I/O was suspended.
+    frozen_flushes: Vec<(event::RequestId, VolumeNr)>,
+    /// What is frozen is to be sent again, as soon as every state on the way allows it.
+    resend_due: bool,
     opts: options::ResourceOptions,
     helpers: helpers::Helpers,
+    undo_jobs: GenSlab<undo::UndoJob>,
     #[cfg(any(test, feature = "sim"))]
     fault: Option<fault::Fault>,
 }
@@ -135,13 +158,17 @@ impl Engine {
             bitmap_tx: None,
             effects: VecDeque::new(),
             unannounced: Vec::new(),
+            give_up_due: Vec::new(),
             commands: Vec::new(),
             md_done_early: Vec::new(),
             recheck_commands: false,
             resync_kick: BTreeSet::new(),
             admit_due: BTreeSet::new(),
+            frozen_flushes: Vec::new(),
+            resend_due: false,
             opts: options::ResourceOptions::default(),
             helpers: helpers::Helpers::default(),
+            undo_jobs: GenSlab::new(generation()),
             #[cfg(any(test, feature = "sim"))]
             fault: None,
             rng,
@@ -164,13 +191,14 @@ impl Engine {
             Event::Opened { volume } => self.on_opened(volume, true),
             Event::Closed { volume } => self.on_opened(volume, false),
             Event::Disk { op, result } => self.on_disk(op, result),
+            Event::DiskSize { volume, sizes } => self.on_disk_size(volume, sizes),
             Event::DiskClosed { volume } => self.on_disk_closed(volume),
             Event::Link(event) => self.on_link(event),
             Event::Packet { link, socket, volume, packet } => {
                 let stale = self.conn.link.is_some() && self.faulty(fault::Fault::StaleLinkAccepted);
                 if self.conn.link == Some(link) || stale {
                     self.note_received(socket);
-                    self.on_packet(socket, volume, packet);
+                    self.receive(socket, volume, packet);
                 }
             }
             Event::Sent { link, socket, packets } => {
@@ -179,6 +207,7 @@ impl Engine {
                 }
             }
             Event::HandlerDone { run, code } => self.on_handler_done(run, code),
+            Event::Undo { volume, answer } => self.on_undo(volume, answer),
             Event::Timer(timer) => self.on_timer(timer),
             Event::Continue => {}
             Event::BatchEnd => self.end_batch(),
@@ -227,7 +256,11 @@ impl Engine {
             Timer::EpochFlush => self.on_epoch_timer(),
             Timer::Barrier => self.on_barrier_timer(),
             Timer::LazyBitmap(v) => self.on_lazy_bitmap(v),
+            Timer::DiskTimeout(v) => self.on_disk_timeout(v),
+            Timer::LeaveAhead(v) => self.on_leave_ahead(v),
             Timer::CommandRetry => self.on_command_timer(),
+            Timer::MissingAcks => self.on_missing_acks(),
+            Timer::Conflict => self.on_conflict_timer(),
         }
     }
 
@@ -295,10 +328,10 @@ impl Engine {
             Packet::Ping => self.send_meta(VolumeNr(0), Packet::PingAck),
             Packet::PingAck => self.on_ping_ack(),
             Packet::DelayProbe { .. } => {}
-            // Dual primary is refused, checksum requests and verify requests are not sent, P_WSAME was not offered.
-            Packet::Superseded(_)
-            | Packet::RetryWrite(_)
-            | Packet::RsIsInSync(_)
+            Packet::Superseded(p) => self.on_write_ack(v, &p, "P_SUPERSEDED", AckKind::Superseded),
+            Packet::RetryWrite(p) => self.on_write_ack(v, &p, "P_RETRY_WRITE", AckKind::Retry),
+            // Checksum requests and verify requests are not sent, P_WSAME was not offered.
+            Packet::RsIsInSync(_)
             | Packet::OvReply { .. }
             | Packet::WriteSame(_)
             | Packet::InitialData

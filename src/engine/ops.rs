@@ -10,7 +10,7 @@ use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::al::FlushMark;
 use crate::engine::event::{DiskFailure, DiskResult, OpId};
 use crate::limits::AL_EXTENT_SECTORS;
-use crate::units::{Sector, SectorRange, Sectors, VolumeNr};
+use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::state::ConnState;
 
 /// Why an operation was started.
@@ -30,6 +30,8 @@ pub(crate) enum Op {
     PeerWrite(u64),
     /// A read on the peer's behalf.
     PeerRead(u64),
+    /// Old contents, to be saved before they are overwritten.
+    UndoRead(u64),
     /// Flush that finishes received epochs.
     EpochFlush { round: u64, mark: Option<FlushMark> },
     /// Flush behind a write with the flush flag.
@@ -41,6 +43,9 @@ pub(crate) enum Op {
 pub(crate) struct PendingOp {
     pub volume: VolumeNr,
     pub op: Op,
+    pub started: Timestamp,
+    /// The disk was given up: its end decides nothing.
+    pub given_up: bool,
 }
 
 impl Engine {
@@ -59,7 +64,8 @@ impl Engine {
                 DiskOp::Flush | DiskOp::MetaWrite { .. } | DiskOp::MetaFlush => {}
             }
         }
-        let id = OpId(self.ops.insert(PendingOp { volume: v, op }));
+        let id = OpId(self.ops.insert(PendingOp { volume: v, op, started: self.now, given_up: false }));
+        self.arm_disk_timeout(v);
         self.out.push(Action::Disk { op: id, volume: v, io });
     }
 
@@ -83,10 +89,19 @@ impl Engine {
 
     /// A disk operation ended.
     pub(crate) fn on_disk(&mut self, id: OpId, result: DiskResult) {
-        let Some(PendingOp { volume: v, op }) = self.ops.remove(id.0) else { return };
+        let Some(PendingOp { volume: v, op, given_up, .. }) = self.ops.remove(id.0) else { return };
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.local = vol.counters.local.saturating_sub(1);
         }
+        if given_up {
+            return self.late_completion(v);
+        }
+        self.op_ended(v, op, result);
+        self.finish_detach(v);
+    }
+
+    /// Whoever an operation was for goes on.
+    pub(crate) fn op_ended(&mut self, v: VolumeNr, op: Op, result: DiskResult) {
         match op {
             Op::Md { mark } => self.on_md_op(v, mark, result.map(drop)),
             Op::RequestWrite(key) => {
@@ -112,6 +127,7 @@ impl Engine {
                 self.on_peer_written(key, &result.map(drop));
             }
             Op::PeerRead(key) => self.on_peer_read(key, required(result)),
+            Op::UndoRead(token) => self.on_undo_read(token, required(result)),
             Op::EpochFlush { round, mark } => {
                 self.note_flush(v, mark, &result);
                 self.on_epoch_flushed(v, round, result.map(drop));
@@ -121,7 +137,6 @@ impl Engine {
                 self.on_peer_flushed(key, &result.map(drop));
             }
         }
-        self.finish_detach(v);
     }
 
     /// A write ended: no flush that began before covers it.

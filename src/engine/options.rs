@@ -10,6 +10,21 @@ use crate::units::Sectors;
 use crate::wire::digest::AlgName;
 use crate::wire::params::{AfterSb, ReplProtocol};
 
+/// What `resize` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResizeOptions {
+    /// Wanted size; 0: the largest that both nodes have room for.
+    pub size: Sectors,
+    /// The new part needs no resync: it is the same on both nodes, or nobody cares.
+    pub assume_clean: bool,
+    /// Grow without a connection as well.
+    pub assume_peer_has_space: bool,
+    /// Another number of stripes of the activity log's ring.
+    pub al_stripes: Option<u32>,
+    /// Another size of a stripe, in KiB.
+    pub al_stripe_kib: Option<u32>,
+}
+
 /// Settings of the connection (`net`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetOptions {
@@ -33,7 +48,7 @@ pub struct NetOptions {
     pub after_sb_1p: AfterSb,
     /// `after-sb-2pri`.
     pub after_sb_2p: AfterSb,
-    /// `allow-two-primaries`, compared with the peer's; a second Primary is refused all the same in this version.
+    /// `allow-two-primaries`, compared with the peer's.
     pub two_primaries: bool,
     /// `always-asbp`.
     pub always_asbp: bool,
@@ -49,9 +64,9 @@ pub struct NetOptions {
     pub csums_alg: AlgName,
     /// Send the bitmap run-length coded where that is shorter.
     pub use_rle: bool,
-    /// `rr-conflict`: what a Primary does that has to become the target of a resync. Without effect in this version.
+    /// `rr-conflict`: what a Primary does that has to become the target of a resync.
     pub rr_conflict: RrConflict,
-    /// `on-congestion`; anything but `Block` needs protocol A. Without effect in this version, as the next two.
+    /// `on-congestion`; anything but `Block` needs protocol A.
     pub on_congestion: OnCongestion,
     /// Sectors under way to the peer from which on the link counts as congested; 0: never for that reason.
     pub congestion_fill: Sectors,
@@ -103,8 +118,7 @@ pub enum OnCongestion {
 /// Settings of the resource (`options`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResourceOptions {
-    /// `on-no-data-accessible suspend-io`: without good data in reach I/O waits instead of failing. Without effect in
-    /// this version.
+    /// `on-no-data-accessible suspend-io`: without good data in reach I/O waits instead of failing.
     pub suspend_without_data: bool,
 }
 
@@ -113,7 +127,7 @@ pub struct ResourceOptions {
 pub enum OnIoError {
     /// Stay attached, become Inconsistent.
     PassOn,
-    /// Run a handler, then detach. The handler is not run in this version.
+    /// Run the helper `local-io-error`, then detach.
     CallLocalIoError,
     /// Detach and go on over the peer.
     #[default]
@@ -145,7 +159,7 @@ pub struct DiskOptions {
     pub size: Sectors,
     /// Discard aligned granules and zero the rest where the disk does not promise zeroes.
     pub discard_zeroes_if_aligned: bool,
-    /// `disk-timeout`: a local operation that takes longer gives the disk up; zero: never. Without effect in this version.
+    /// `disk-timeout`: a local operation that takes longer gives the disk up; zero: never.
     pub disk_timeout: Duration,
 }
 

@@ -52,7 +52,7 @@ impl Engine {
             self.md_superblock(v, Some(MdDone::Release(self.conn.link)));
         }
         self.send_sync_param(v);
-        self.send_sizes(v, false);
+        self.send_sizes(v);
         if self.volumes.get(&v).is_some_and(|vol| vol.state.disk >= DiskState::Negotiating)
             && let Some(packet) = self.uuids_packet(v, UuidFlags::NONE)
         {
@@ -79,20 +79,26 @@ impl Engine {
         self.send_data(v, Packet::SyncParam(packet));
     }
 
+    /// Sends `P_SIZES`.
+    pub(crate) fn send_sizes(&mut self, v: VolumeNr) {
+        self.send_sizes_with(v, false, DdsFlags::NONE);
+    }
+
     /// Sends `P_SIZES`; `ask` sends a current size of 0, which makes the peer answer.
-    pub(crate) fn send_sizes(&mut self, v: VolumeNr, ask: bool) {
+    pub(crate) fn send_sizes_with(&mut self, v: VolumeNr, ask: bool, dds_flags: DdsFlags) {
         let max_bio_size = Version::new(self.conn.version).unwrap_or(Version::MAX).request_bytes_max();
         let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
-        let Some(vol) = self.volumes.get(&v) else { return };
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
         let usable = vol.disk.as_ref().filter(|_| vol.state.disk >= DiskState::Negotiating);
+        vol.told_capacity = usable.map_or(Sectors(0), |d| d.capacity);
         let geometry = usable.map(|d| d.geometry);
         let packet = Sizes {
-            d_size: usable.map_or(Sectors(0), |d| d.capacity),
+            d_size: vol.told_capacity,
             u_size: if usable.is_some() { vol.opts.size } else { Sectors(0) },
             c_size: if ask { Sectors(0) } else { vol.size },
             max_bio_size,
             queue_order_type: 0,
-            dds_flags: DdsFlags::NONE,
+            dds_flags,
             limits: wsame.then(|| QueueLimits {
                 physical_block_size: geometry.map_or(512, |g| g.physical_block_size),
                 logical_block_size: geometry.map_or(512, |g| g.logical_block_size),

@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::engine::action::{DiskOp, Level};
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::peer_request::PeerKind;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -49,6 +50,9 @@ impl Engine {
             && let Some(resync) = self.volumes.get_mut(&v).and_then(|vol| vol.resync.as_mut())
         {
             resync.asked = true;
+        }
+        if state.conn == ConnState::Ahead {
+            return self.send_ack(v, p.sector, BlockId::SYNCER, p.blksize, Packet::RsCancel);
         }
         if state.disk != DiskState::UpToDate {
             self.log(Level::Warn, Some(v), "Can not satisfy peer's read request, no local data.");
@@ -138,7 +142,7 @@ impl Engine {
         }
         if disk_failed {
             self.log_error(v, format!("local READ IO error sector {}+{}", range.start, range.count));
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::PeerRead);
         }
         self.finish_peer(key);
     }

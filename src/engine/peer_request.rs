@@ -14,17 +14,18 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::DiskOp;
 use crate::engine::al::ExtentSpan;
+use crate::engine::conflict::Verdict;
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::PEER_REQUESTS_MAX;
-use crate::units::{BlockId, SectorRange, VolumeNr};
+use crate::units::{BlockId, SectorRange, Timestamp, VolumeNr};
 use crate::wire::ack::BlockAck;
-use crate::wire::data::{Data, DpFlags, Trim};
+use crate::wire::data::DpFlags;
 use crate::wire::digest::Digest;
-use crate::wire::feature::FeatureFlags;
 use crate::wire::packet::Packet;
-use crate::wire::state::{ConnState, DiskState, Role};
+use crate::wire::state::{ConnState, Role};
 
 /// Marks the keys of peer requests among the activity log's keys.
 pub(crate) const PEER_KEY: u64 = 1 << 63;
@@ -67,8 +68,8 @@ pub(crate) struct PeerRequest {
     pub(crate) submitted: bool,
     /// Its link is gone: no answer.
     pub(crate) orphan: bool,
-    /// A question of a resync that is over: its answer would be taken for one of the next resync. It still counts as one
-    /// of this link's, unlike an orphan.
+    /// A question of a resync that is over, or its data: the answer would be taken for one of the next resync. It still counts
+    /// as one of this link's, unlike an orphan.
     pub(crate) dropped: bool,
     pub(crate) al: Option<ExtentSpan>,
     /// Waits for the activity log.
@@ -78,6 +79,13 @@ pub(crate) struct PeerRequest {
     pub(crate) marked: bool,
     /// Bits of its range were set after it came: it does not carry the newest data and clears nothing.
     pub(crate) stale: bool,
+    pub(crate) since: Timestamp,
+    /// It is not written, for an own write (see `conflict`); and whether the peer was told.
+    pub(crate) refused: Option<Verdict>,
+    pub(crate) answered: bool,
+    /// Waits until what it overwrites is saved; has waited.
+    pub(crate) undo_pending: bool,
+    pub(crate) undo_settled: bool,
 }
 
 impl PeerRequest {
@@ -91,6 +99,8 @@ impl PeerRequest {
 pub(crate) struct Epoch {
     pub(crate) id: u64,
     pub(crate) writes: u32,
+    /// Writes that were refused for own ones and are not counted.
+    pub(crate) refused: u32,
     pub(crate) active: u32,
     pub(crate) barrier: Option<u32>,
 }
@@ -126,7 +136,7 @@ impl ReceivedEpochs {
     pub(crate) fn open(&mut self) -> &mut Epoch {
         if self.epochs.back().is_none_or(|e| e.barrier.is_some()) {
             self.next_id += 1;
-            self.epochs.push_back(Epoch { id: self.next_id, writes: 0, active: 0, barrier: None });
+            self.epochs.push_back(Epoch { id: self.next_id, writes: 0, refused: 0, active: 0, barrier: None });
         }
         let last = self.epochs.len() - 1;
         &mut self.epochs[last]
@@ -139,113 +149,6 @@ impl Engine {
     #[must_use]
     pub fn accepts_peer_requests(&self) -> bool {
         self.peer_requests.len() < PEER_REQUESTS_MAX && self.rx.count() < PEER_REQUESTS_MAX
-    }
-
-    pub(crate) fn checked_range(
-        &mut self,
-        v: VolumeNr,
-        name: &'static str,
-        range: Option<SectorRange>,
-    ) -> Option<SectorRange> {
-        let size = self.volumes.get(&v).map_or(0, |vol| vol.size.0);
-        match range {
-            Some(range) if !range.is_empty() && range.end().0 <= size => Some(range),
-            _ => {
-                self.peer_error(name, format!("range {range:?} is not inside the device of {size} sectors"));
-                None
-            }
-        }
-    }
-
-    /// A replicated write with data.
-    pub(crate) fn on_data(&mut self, v: VolumeNr, p: Data) {
-        let bytes = p.payload.len();
-        if bytes == 0 {
-            // An empty write is a flush request of old peers; acknowledged like a write of size 0.
-            return self.on_empty_write(v, &p);
-        }
-        let Some(range) = self.checked_range(v, "P_DATA", SectorRange::from_bytes(p.sector, bytes as u64)) else {
-            return;
-        };
-        if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.counters.received += range.count.0;
-        }
-        self.accept_write(v, range, p.block_id, p.flags, WriteIo::Data(p.payload));
-    }
-
-    /// A replicated discard or write-zeroes.
-    pub(crate) fn on_trim(&mut self, v: VolumeNr, p: &Trim, zeroes: bool) {
-        let name = if zeroes { "P_ZEROES" } else { "P_TRIM" };
-        let Some(range) = self.checked_range(v, name, SectorRange::from_bytes(p.sector, u64::from(p.size))) else {
-            return;
-        };
-        let wzeroes = FeatureFlags(self.conn.features).has(FeatureFlags::WZEROES);
-        // Without P_ZEROES a sender may mean either; zeroes are right for both.
-        let io = if zeroes {
-            WriteIo::Zeroes { may_unmap: p.flags.has(DpFlags::DISCARD) }
-        } else if wzeroes {
-            WriteIo::Discard
-        } else {
-            WriteIo::Zeroes { may_unmap: true }
-        };
-        // The disk knows no durable form of these: a flush behind it makes it so.
-        let flags = p.flags.with_if(DpFlags::FLUSH, p.flags.has(DpFlags::FUA));
-        self.accept_write(v, range, p.block_id, flags, io);
-    }
-
-    pub(crate) fn on_empty_write(&mut self, v: VolumeNr, p: &Data) {
-        if !p.flags.has(DpFlags::FLUSH) {
-            return self.peer_error("P_DATA", String::from("carries no data and no flush flag"));
-        }
-        self.rx.open().writes += 1;
-        if self.wants_ack(p.flags, DpFlags::SEND_WRITE_ACK) {
-            self.send_ack(v, p.sector, p.block_id, 0, Packet::WriteAck);
-        }
-    }
-
-    pub(crate) fn accept_write(
-        &mut self,
-        v: VolumeNr,
-        range: SectorRange,
-        block_id: BlockId,
-        mut flags: DpFlags,
-        io: WriteIo,
-    ) {
-        let miscounts = self.faulty(Fault::BarrierMiscounted) && !matches!(io, WriteIo::Data(_));
-        let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if vol.state.role == Role::Primary {
-            return self.peer_error("P_DATA", String::from("a write arrived while this node is Primary"));
-        }
-        if vol.state.conn < ConnState::Connected && !vol.peer.decided {
-            let conn = vol.state.conn;
-            return self.peer_error("P_DATA", format!("not expected in state {conn}"));
-        }
-        let epoch = self.rx.open();
-        epoch.writes += u32::from(!miscounts);
-        let (id, only_copy) = (epoch.id, vol.state.pdsk < DiskState::Inconsistent);
-        if !vol.disk_usable() {
-            let size = if let WriteIo::Data(data) = &io { u32::try_from(data.len()).unwrap_or(0) } else { 0 };
-            self.send_ack(v, range.start, block_id, size, Packet::NegAck);
-            return;
-        }
-        epoch.active += 1;
-        vol.counters.unacked += 1;
-        if self.faulty(Fault::WriteAckAtReceipt) && self.conn.version >= 100 && flags.has(DpFlags::SEND_WRITE_ACK) {
-            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
-            self.send_ack(v, range.start, block_id, size, Packet::WriteAck);
-            flags = flags.with_if(DpFlags::SEND_WRITE_ACK, false);
-        }
-        if only_copy {
-            // Now, not when its turn comes: the sender may attach a disk meanwhile, and the bitmap go to it.
-            self.set_bits(v, range);
-        }
-        self.accept(v, PeerKind::Write { flags }, range, block_id, Some(io), Some(id));
-    }
-
-    /// Resync data that this node asked for goes to the disk like a write of the peer.
-    pub(crate) fn accept_resync_write(&mut self, v: VolumeNr, range: SectorRange, data: Option<Bytes>) {
-        let io = data.map_or(WriteIo::Zeroes { may_unmap: true }, WriteIo::Data);
-        self.accept(v, PeerKind::ResyncWrite, range, BlockId::SYNCER, Some(io), None);
     }
 
     pub(crate) fn accept(
@@ -274,8 +177,13 @@ impl Engine {
             al_settled: false,
             marked: false,
             stale: false,
+            since: self.now,
+            refused: None,
+            answered: false,
+            undo_pending: false,
+            undo_settled: false,
         };
-        let write = request.is_write();
+        let (write, replicated) = (request.is_write(), matches!(request.kind, PeerKind::Write { .. }));
         let locks_out_writes = !write && request.kind != PeerKind::Read;
         if !write && let Some(vol) = self.volumes.get_mut(&v) {
             vol.counters.unacked += 1;
@@ -289,6 +197,9 @@ impl Engine {
                 vol.resync_ranges.insert(range, key);
             }
         }
+        if replicated {
+            self.announce_conflict(v, range);
+        }
         if !self.try_peer(key)
             && let Some(vol) = self.volumes.get_mut(&v)
         {
@@ -299,18 +210,31 @@ impl Engine {
     /// Starts a peer request if nothing stands before it; whether it needs no further waiting here.
     pub(crate) fn try_peer(&mut self, key: u64) -> bool {
         let Some(request) = self.peer_requests.get(key) else { return true };
-        if request.submitted || request.al_pending {
+        if request.submitted || request.al_pending || request.undo_pending {
             return true;
         }
         let (v, range, arrival, write) = (request.volume, request.range, request.arrival, request.is_write());
+        let epoch = request.epoch;
         let resync_read = !write && request.kind != PeerKind::Read;
+        let meets_own = matches!(request.kind, PeerKind::Write { .. }) && self.state(v).role == Role::Primary;
+        if meets_own {
+            match self.judge_peer_write(key) {
+                Verdict::Apply => {}
+                Verdict::Wait => return false,
+                Verdict::Retry | Verdict::Supersede => return true,
+            }
+        }
         if self.strict_epochs()
-            && let Some(epoch) = request.epoch
+            && let Some(epoch) = epoch
             && self.rx.epochs.front().is_some_and(|front| front.id != epoch)
         {
             return false;
         }
         let Some(vol) = self.volumes.get(&v) else { return true };
+        if write && Self::undo_holds_writes(vol) {
+            return false;
+        }
+        let range = Self::undo_range(vol, range);
         let before = |k: u64| k != key && self.peer_requests.get(k).is_some_and(|r| r.arrival < arrival);
         if vol.peer_active.overlapping(range).any(before) && !self.faulty(Fault::PeerOverlapsNotSerialised) {
             return false;
@@ -320,7 +244,8 @@ impl Engine {
             self.requests.get(k).is_none_or(|r| matches!(r.local, Side::Ok | Side::Failed))
         };
         let overtakes = resync_read && self.faulty(Fault::ResyncReadOvertakes);
-        if (resync_read || write) && !overtakes && !vol.active.overlapping(range).all(on_disk) {
+        let waits_for_own = (resync_read || write) && !overtakes && !meets_own;
+        if waits_for_own && !vol.active.overlapping(range).all(on_disk) {
             return false;
         }
         if write && self.awaits_indicator(key) {
@@ -337,6 +262,7 @@ impl Engine {
     /// Something finished: starts what waited for it, in order of arrival. Nothing starts once the link has gone: the peer's
     /// disk is unknown by then, and a write for the only copy would reach it unmarked and without the activity log.
     pub(crate) fn wake_peer_requests(&mut self, v: VolumeNr) {
+        self.settle_refused(v);
         let careless = self.faulty(Fault::WaitersOutliveLink);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.peer_waiting.is_empty() || (vol.state.conn <= ConnState::WfConnection && !careless) {
@@ -354,6 +280,9 @@ impl Engine {
 
     pub(crate) fn submit_peer_io(&mut self, key: u64) {
         let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
+        if self.undo_before_peer(key) {
+            return;
+        }
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;
         let (v, range, block_id, epoch) = (request.volume, request.range, request.block_id, request.epoch);
@@ -405,21 +334,26 @@ impl Engine {
         let failed = result.as_ref().is_err_and(|f| !f.unsupported);
         self.answer_peer_write(key, result.is_ok());
         if failed {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::PeerWrite);
         }
         self.finish_peer(key);
     }
 
     /// The flush behind a write with the flush flag ended.
     pub(crate) fn on_peer_flushed(&mut self, key: u64, result: &Result<(), DiskFailure>) {
-        let Some((v, range)) = self.peer_requests.get(key).map(|r| (r.volume, r.range)) else { return };
+        let Some((v, range, refused)) = self.peer_requests.get(key).map(|r| (r.volume, r.range, r.refused)) else {
+            return;
+        };
+        if refused.is_some() {
+            return self.on_refused_flushed(key, result);
+        }
         if let Err(failure) = result {
             self.set_bits(v, range);
             self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
         }
         self.answer_peer_write(key, result.is_ok());
         if result.as_ref().is_err_and(|f| !f.unsupported) {
-            self.on_io_error(v);
+            self.on_io_error(v, Failed::Flush);
         }
         self.finish_peer(key);
     }
@@ -430,7 +364,7 @@ impl Engine {
             return;
         }
         let (v, range, block_id) = (request.volume, request.range, request.block_id);
-        let (marked, stale) = (request.marked, request.stale);
+        let (marked, stale, dropped) = (request.marked, request.stale, request.dropped);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         match request.kind.clone() {
             PeerKind::Write { .. } if !ok => self.send_ack(v, range.start, block_id, size, Packet::NegAck),
@@ -447,6 +381,7 @@ impl Engine {
                     self.send_ack(v, range.start, block_id, size, kind);
                 }
             }
+            PeerKind::ResyncWrite if dropped => self.old_resync_written(v, range, ok),
             PeerKind::ResyncWrite => self.resync_written(v, range, ok, stale),
             _ => {}
         }
@@ -477,6 +412,9 @@ impl Engine {
         {
             epoch.active = epoch.active.saturating_sub(1);
             self.progress_epochs();
+        }
+        if matches!(request.kind, PeerKind::Write { .. }) && request.refused.is_none() && !request.orphan {
+            self.conflicts_over(v, request.range);
         }
         self.wake_peer_requests(v);
         self.retry_blocked(v);
@@ -515,6 +453,7 @@ impl Engine {
         }
         for vol in self.volumes.values_mut() {
             vol.peer_waiting.clear();
+            vol.refused.clear();
         }
         if !self.faulty(Fault::EpochsNotReset) {
             self.rx.epochs.clear();

@@ -6,18 +6,17 @@
 use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
-use crate::engine::fault::Fault;
-use crate::engine::gi::{Correction, GenIds, PeerUuids, UuidFlags};
-use crate::engine::handshake::{Decision, HandshakeInput, Outcome, RefuseReason, RrConflict, decide};
+use crate::engine::gi::{GenIds, PeerUuids, UuidFlags};
+use crate::engine::handshake::{Decision, RefuseReason};
 use crate::engine::md::MdDone;
-use crate::engine::split_brain::AfterSbPolicies;
+use crate::engine::refused::Refused;
 use crate::engine::state::{
     PeerView, Received, ReceivedContext, StateChange, VolumeState, may_attach_generation, read_peer_state,
 };
+use crate::engine::suspend::Fate;
 use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
-use crate::wire::feature::FeatureFlags;
 use crate::wire::packet::Packet;
 use crate::wire::params::{ConnFlags, Protocol, SyncParam};
 use crate::wire::sizes::{DdsFlags, Sizes};
@@ -52,6 +51,7 @@ impl Engine {
         if let Some(what) = mismatch {
             let hint = "make both nodes' configuration agree, then connect again";
             self.log(Level::Error, None, format!("incompatible {what} settings; {hint}"));
+            self.refuse(Refused::Settings { what });
             return self.drop_link(ConnState::Disconnecting);
         }
         self.conn.peer_protocol = true;
@@ -60,9 +60,6 @@ impl Engine {
 
     /// The peer changed its settings while connected: adopted without a check, as the protocol wants.
     pub(crate) fn on_protocol_update(&mut self, p: &Protocol) {
-        if p.two_primaries && self.conn.opts.as_ref().is_some_and(|o| !o.two_primaries) {
-            self.log(Level::Warn, None, "the peer switched allow-two-primaries on; a second Primary is still refused");
-        }
         self.epochs.close();
         if let Some(o) = self.conn.opts.as_mut() {
             o.protocol = p.protocol;
@@ -82,6 +79,7 @@ impl Engine {
         for (what, differs) in [("verify-alg", verify), ("csums-alg", csums)] {
             if let Some((mine, theirs)) = differs {
                 self.log(Level::Error, Some(v), format!("Different {what} settings. me=\"{mine}\" peer=\"{theirs}\""));
+                self.refuse(Refused::Settings { what });
                 return self.drop_link(ConnState::Disconnecting);
             }
         }
@@ -104,6 +102,7 @@ impl Engine {
         vol.peer.disk_size = p.d_size;
         vol.peer.max_bio_bytes = p.max_bio_size;
         let state = vol.state;
+        let old_size = vol.size;
         let local = vol
             .disk
             .as_ref()
@@ -127,6 +126,10 @@ impl Engine {
                 } else {
                     p.u_size
                 };
+                let handshake = state.conn <= ConnState::WfReportParams;
+                // Both nodes reckon with what they told each other.
+                let told = handshake && vol.told_capacity.0 > 0;
+                let capacity = if told { capacity.min(vol.told_capacity) } else { capacity };
                 let size = new_size(capacity, p.d_size, agreed, configured);
                 let shrinks = size.0 < vol.size.0;
                 let in_use = state.disk >= DiskState::Outdated
@@ -134,10 +137,15 @@ impl Engine {
                 if shrinks && in_use {
                     let text = format!("The peer's disk size is too small! ({} < {} sectors)", size.0, vol.size.0);
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 vol.opts.size = configured;
-                self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
+                // Nobody grows alone: outside the handshake only where the peer has grown, or orders it (0).
+                let alone = !handshake && old_size.0 > 0 && size > old_size && p.c_size.0 != 0 && p.c_size < size;
+                if !alone {
+                    self.set_size(v, size, !p.dds_flags.has(DdsFlags::NO_RESYNC));
+                }
             }
             None => {
                 let offered = [p.c_size, p.u_size, p.d_size].into_iter().find(|s| s.0 > 0);
@@ -153,14 +161,19 @@ impl Engine {
                         size.0, vol.size.0
                     );
                     self.log(Level::Error, Some(v), text);
+                    self.refuse(Refused::TooSmall { volume: v });
                     return self.drop_link(ConnState::Disconnecting);
                 }
                 self.set_size(v, size, true);
             }
         }
-        let differs = self.volumes.get(&v).is_some_and(|vol| vol.size != p.c_size);
-        if state.conn > ConnState::WfReportParams && differs {
-            self.send_sizes(v, false);
+        let size = self.size_of(v);
+        if state.conn > ConnState::WfReportParams {
+            if size != p.c_size {
+                self.send_sizes_with(v, false, p.dds_flags);
+            }
+            let ordered = p.c_size.0 == 0 || p.c_size > old_size;
+            self.follow_resize(v, size > old_size && old_size.0 > 0, ordered, p.dds_flags);
         }
     }
 
@@ -179,6 +192,7 @@ impl Engine {
         if state.role == Role::Primary && without_disk && first_sight && !vol.exposed.same(p.current) {
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         vol.peer.uuids = Some(uuids);
@@ -202,6 +216,8 @@ impl Engine {
             self.send_state(v);
             self.md_bitmap(v, true, Some(MdDone::Release(link)));
         } else if without_disk
+            // What a failed disk had last is not what anybody uses.
+            && state.pdsk != DiskState::Failed
             && match state.role {
                 // Clients have seen nothing of the target of a resync from here: the own disk may come back to them, and only
                 // that. A peer that began a generation has one before it, a target has none.
@@ -228,6 +244,7 @@ impl Engine {
         let ctx = ReceivedContext {
             peer_flags: vol.peer.uuids.map(|u| u.flags),
             consider_resync: vol.consider_resync,
+            asked: self.conn.question.filter(|question| question.volume == v).and_then(|question| question.conn),
             attach_disk: vol.attach_disk,
             may_be_done: vol.resync.as_ref().is_some_and(|resync| resync.asked)
                 || vol.out_of_sync_bits() <= vol.resync.as_ref().map_or(0, super::resync::Resync::failed),
@@ -288,6 +305,7 @@ impl Engine {
             // The own disk went after the identifiers had come.
             let text = format!("Can only connect to data with current UUID={}", vol.exposed);
             self.log(Level::Error, Some(v), text);
+            self.refuse(Refused::OtherGeneration { volume: v });
             return self.drop_link(ConnState::Disconnecting);
         }
         if view.handshake {
@@ -309,6 +327,7 @@ impl Engine {
                 }
                 Decision::Target { full } => {
                     view.conn = ConnState::WfBitMapT;
+                    self.undo_begin(v, outcome.comparison.verdict);
                     self.set_all_if(v, full);
                 }
                 Decision::Refuse(reason) => {
@@ -323,10 +342,28 @@ impl Engine {
                     } else if reason == RefuseReason::DryRun && self.conn.peer_dry_run {
                         return self.drop_link(ConnState::ProtocolError);
                     } else {
+                        self.refuse(Refused::Handshake { volume: v, reason });
                         return self.drop_link(ConnState::Disconnecting);
                     }
                 }
             }
+        }
+        if os.conn == ConnState::Behind && view.pdsk <= DiskState::Failed {
+            // This disk lacks what that one had, and would pass for good.
+            self.log(Level::Error, Some(v), "the peer that is ahead has lost its disk; dropping the connection");
+            return self.drop_link(ConnState::NetworkFailure);
+        }
+        let pending = self.volumes.get(&v).is_some_and(|vol| vol.new_uuid_pending);
+        if view.pdsk == DiskState::Consistent
+            && view.conn == ConnState::Connected
+            && os.conn < ConnState::Connected
+            && os.is_suspended()
+            && pending
+        {
+            // It went down meanwhile, and what it had acknowledged may be gone.
+            self.log(Level::Error, Some(v), "Aborting Connect, can not thaw IO with an only Consistent peer");
+            self.thaw(&StateChange::NONE.susp(false), Fate::Lost);
+            return self.drop_link(ConnState::ProtocolError);
         }
         let mut change = view.change(os, ps, ctx);
         if change.disk.is_some() && !view.handshake && !self.may_settle_attach(v, ps.role) {
@@ -334,6 +371,7 @@ impl Engine {
         }
         if let Err(code) = self.change(v, &change, view.mode) {
             self.log(Level::Error, Some(v), format!("the peer's state is not acceptable: {}", code.text()));
+            self.refuse(Refused::State { volume: v, result: code });
             // A peer that has lost its disk: these data stay Outdated until it has it back.
             let lost_source = os.disk == DiskState::Outdated && view.pdsk <= DiskState::Failed;
             return self.drop_link(if lost_source { ConnState::NetworkFailure } else { ConnState::Disconnecting });
@@ -342,7 +380,10 @@ impl Engine {
             // It has to see for itself, or it would wait for ever.
             self.send_uuids_durably(v);
             self.send_state(v);
+        } else if self.has_other_view(v, ps) {
+            self.send_state(v);
         }
+        self.conn.refused = None;
         if let Some(vol) = self.volumes.get_mut(&v) {
             vol.discard_my_data = false;
             vol.peer.decided = true;
@@ -355,6 +396,17 @@ impl Engine {
         if self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).is_some_and(|d| d.sb_dirty) {
             self.md_superblock(v, None);
         }
+    }
+
+    /// A connected peer that has lost its disk judges this node's otherwise than it is: it gave up, for its disk, what this node had
+    /// not begun, or had ended. A node without a disk goes by that view, and nothing else would correct it.
+    fn has_other_view(&self, v: VolumeNr, ps: &VolumeState) -> bool {
+        let own = self.state(v);
+        own.conn == ConnState::Connected
+            && ps.conn == ConnState::Connected
+            && ps.disk <= DiskState::Failed
+            && matches!(own.disk, DiskState::Inconsistent | DiskState::UpToDate)
+            && ps.pdsk != own.disk
     }
 
     /// Whether a disk that is being attached may serve without a handshake, because the peer has no data any more: the
@@ -376,68 +428,6 @@ impl Engine {
             disk.bitmap.set_all();
             self.md_bitmap(v, false, None);
         }
-    }
-
-    fn handshake(&mut self, v: VolumeNr, ps: &VolumeState, real_peer_disk: DiskState) -> Outcome {
-        let wsame = FeatureFlags(self.conn.features).has(FeatureFlags::WSAME);
-        let (always_asbp, tentative, policies) = self.conn.opts.as_ref().map_or_else(
-            || (false, false, AfterSbPolicies::default()),
-            |o| (o.always_asbp, o.tentative, AfterSbPolicies::default()),
-        );
-        let vol = self.volumes.get(&v);
-        let own = vol.and_then(|vol| vol.disk.as_ref()).map(super::volume::LocalDisk::ids).unwrap_or_default();
-        let mut peer = vol.and_then(|vol| vol.peer.uuids).unwrap_or_default();
-        let blind = self.faulty(Fault::CrashRuleIgnored);
-        if blind {
-            peer.flags = peer.flags.with(UuidFlags::CRASHED_PRIMARY, false);
-        }
-        let state = self.state(v);
-        let input = HandshakeInput {
-            own: &own,
-            own_bits_set: vol.map_or(0, super::volume::Volume::out_of_sync_bits),
-            own_changes: vol.map_or(0, |vol| vol.bits_sent),
-            all_bits: vol.and_then(|vol| vol.disk.as_ref()).map_or(u64::MAX, |disk| disk.bitmap.bits()),
-            own_crashed_primary: vol.is_some_and(|vol| vol.crashed_primary) && !blind,
-            own_role: state.role,
-            disk: state.disk,
-            negotiation_disk: vol.map_or(DiskState::Diskless, |vol| vol.attach_disk),
-            peer: &peer,
-            peer_role: ps.role,
-            peer_disk: real_peer_disk,
-            resolve_conflicts: self.conn.resolve_conflicts,
-            version: self.conn.version,
-            wsame,
-            policies,
-            always_asbp,
-            // The automatic policies have no effect yet: what they would decide ends StandAlone.
-            auto_policies: false,
-            can_demote: false,
-            rr_conflict: RrConflict::Disconnect,
-            discard_my_data: vol.is_some_and(|vol| vol.discard_my_data),
-            dry_run: tentative,
-            peer_dry_run: self.conn.peer_dry_run,
-        };
-        let mut outcome = decide(&input);
-        if self.faulty(Fault::SplitBrainIgnored) && outcome.decision == Decision::Refuse(RefuseReason::SplitBrain) {
-            let target = self.conn.resolve_conflicts;
-            outcome.decision = if target { Decision::Target { full: false } } else { Decision::Source { full: false } };
-        }
-        let (own_after, peer_after) = outcome.comparison.correction.apply(own, peer.ids);
-        if let Some(vol) = self.volumes.get_mut(&v) {
-            vol.missed_end = outcome.comparison.correction == Correction::RotateOwn;
-            if let Some(uuids) = vol.peer.uuids.as_mut() {
-                uuids.ids = peer_after;
-            }
-            // Rule 34's waits for the start of the resync, which makes the same history of it: without the bitmap identifier
-            // nobody would know of the bits if it does not come to that.
-            if own_after != own
-                && outcome.comparison.correction != Correction::RotateOwn
-                && let Some(disk) = vol.disk.as_mut()
-            {
-                disk.set_ids(own_after);
-            }
-        }
-        outcome
     }
 }
 

@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::engine::action::{ClientError, DiskOp};
 use crate::engine::event::DiskFailure;
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{Kind, Side};
 use crate::limits::SECTOR_SIZE;
@@ -27,6 +28,9 @@ impl Engine {
         let careless = self.faulty(Fault::ReadInconsistent);
         let believing = self.faulty(Fault::BitsBelievedEarly);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
+        if vol.state.is_suspended() {
+            return self.put_off_read(key);
+        }
         let (state, known) = (vol.state, vol.bits_known || believing);
         let local = !tried_local
             && vol.usable().is_some_and(|d| {
@@ -38,6 +42,8 @@ impl Engine {
             && self.conn.link.is_some()
             && state.conn >= ConnState::Connected
             && state.pdsk == DiskState::UpToDate;
+        // A peer that is Primary, too, writes alone from the moment when it agrees to a detach here.
+        let local = local && !(remote && self.leaves_disk(v));
         if local {
             if let Some(request) = self.requests.get_mut(key) {
                 request.local = Side::Pending;
@@ -65,11 +71,6 @@ impl Engine {
     /// A local read ended.
     pub(crate) fn on_request_read(&mut self, key: u64, result: Result<Bytes, DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.aborted {
-            // Restarted on the peer already.
-            request.aborted = false;
-            return;
-        }
         let (v, range) = (request.volume, request.range);
         match result {
             Ok(data) if data.len() as u64 == range.bytes() => self.read_done(key, data),
@@ -80,13 +81,27 @@ impl Engine {
                 self.set_bits(v, range);
                 self.source_failed(v, range);
                 self.log_error(v, format!("local READ IO error sector {}+{}: {text}", range.start, range.count));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Read);
                 self.start_read(key);
             }
         }
     }
 
+    /// I/O is suspended: the read begins anew when that is over, whatever it has found.
+    fn put_off_read(&mut self, key: u64) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        (request.local, request.net) = (Side::Unused, Side::Unused);
+        (request.tried_local, request.tried_remote) = (false, false);
+        if let Some(vol) = self.volumes.get_mut(&request.volume) {
+            vol.waiting.push_front(key);
+        }
+    }
+
     pub(crate) fn read_done(&mut self, key: u64, data: Bytes) {
+        let suspended = self.requests.get(key).is_some_and(|r| self.state(r.volume).is_suspended());
+        if suspended && !self.faulty(Fault::CompletedSuspended) {
+            return self.put_off_read(key);
+        }
         self.finish_part(key, Ok(Some(data)));
         self.requests.remove(key);
         self.recheck_commands = true;

@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::limits::{EPOCH_FLUSH_DELAY_MS, EPOCH_FLUSH_WRITES};
 use crate::units::VolumeNr;
@@ -20,7 +21,7 @@ impl Engine {
 
     /// The peer's barrier: the open epoch is complete. One without writes is ignored, as the kernel does.
     pub(crate) fn on_barrier(&mut self, barrier: u32) {
-        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes > 0) {
+        if let Some(epoch) = self.rx.epochs.back_mut().filter(|e| e.barrier.is_none() && e.writes + e.refused > 0) {
             epoch.barrier = Some(barrier);
             self.progress_epochs();
         }
@@ -52,8 +53,9 @@ impl Engine {
         let flushed: Vec<VolumeNr> = self
             .volumes
             .values()
-            // A disk that is being given up may hold writes of these epochs in its cache.
-            .filter(|vol| vol.disk.is_some() && vol.opts.disk_flushes && !self.rx.drain_only)
+            // A disk that is being detached may hold writes of these epochs in its cache; one that was given up has none of
+            // this link.
+            .filter(|vol| vol.disk.is_some() && vol.stuck == 0 && vol.opts.disk_flushes && !self.rx.drain_only)
             .map(|vol| vol.nr)
             .collect();
         if flushed.is_empty() || self.faulty(Fault::BarrierAckBeforeFlush) {
@@ -93,7 +95,7 @@ impl Engine {
             Err(failure) => {
                 // Never acknowledged: the link ends with it, and the peer marks these writes.
                 self.log_error(v, format!("local FLUSH IO error: {}", failure.text));
-                self.on_io_error(v);
+                self.on_io_error(v, Failed::Flush);
                 return;
             }
         }
@@ -108,7 +110,8 @@ impl Engine {
 
     pub(crate) fn retire_epochs(&mut self) {
         for epoch in self.rx.epochs.drain(..self.rx.covered).collect::<Vec<_>>() {
-            if let Some(barrier) = epoch.barrier {
+            // As a kernel does: one of nothing but refused writes is not acknowledged.
+            if let Some(barrier) = epoch.barrier.filter(|_| epoch.writes > 0) {
                 self.send_meta(VolumeNr(0), Packet::BarrierAck { barrier, set_size: epoch.writes });
             }
         }

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientError, ClientResult, Level};
 use crate::engine::al::ExtentSpan;
+use crate::engine::conflict::Standing;
 use crate::engine::event::{ClientRequest, DiskFailure, RequestId};
 use crate::engine::fault::Fault;
 use crate::engine::state::admits_io;
@@ -98,8 +99,10 @@ pub(crate) struct Request {
     /// The local half failed, and the disk is called UpToDate all the same: a source that passes errors on stays one.
     /// Readers will find the old data here, wherever else the new ones are.
     pub stale_here: bool,
-    /// The local operation was given up (forced detach); its late completion is ignored.
-    pub aborted: bool,
+    /// What the peer, as the resolver of conflicts, said of it.
+    pub standing: Standing,
+    /// What it overwrites is saved, as far as that is wanted.
+    pub undo_settled: bool,
 }
 
 /// What completes the network half. Where the own copy does not count, nothing less than a written one on the peer will do,
@@ -213,7 +216,8 @@ impl Engine {
             tried_local: false,
             tried_remote: false,
             stale_here: false,
-            aborted: false,
+            standing: Standing::Free,
+            undo_settled: false,
         })
     }
 
@@ -223,6 +227,7 @@ impl Engine {
             let limit = self.conn.opts.as_ref().map_or(1_000_000, |o| o.max_buffers as usize);
             let limit = if self.faulty(Fault::MaxBuffersIgnored) { usize::MAX } else { limit };
             let version = self.conn.version;
+            let resend_first = self.resend_first();
             let Some(vol) = self.volumes.get_mut(&v) else { return };
             if vol.waiting.is_empty() {
                 return;
@@ -233,7 +238,8 @@ impl Engine {
                 self.fail_part(key, ClientError::NotPrimary);
                 continue;
             }
-            if vol.promoting.is_some() || !admits_io(&vol.state, version) || vol.active.len() >= limit {
+            let admits = admits_io(&vol.state, version) && !resend_first;
+            if vol.promoting.is_some() || !admits || vol.active.len() >= limit {
                 return;
             }
             let Some(key) = vol.waiting.pop_front() else { return };
@@ -359,6 +365,10 @@ pub(crate) enum AckKind {
     Written,
     InSync,
     Negative,
+    /// Two Primaries: the peer's own write replaces it.
+    Superseded,
+    /// Two Primaries: to be sent again after the peer's own write.
+    Retry,
 }
 
 pub(crate) fn no_payload() -> DiskFailure {

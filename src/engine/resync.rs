@@ -114,14 +114,13 @@ impl Resync {
 }
 
 impl Engine {
-    /// Becomes the source: after the bitmap exchange, a full-sync request, or online growth.
-    pub(crate) fn start_source(&mut self, v: VolumeNr) {
-        if self.volumes.get(&v).is_some_and(|vol| !vol.resync_unacked.is_empty()) {
-            // Acknowledgements of an aborted resync may still be on their way, and some never come. When the peer has
-            // answered a ping there are none left that could be taken for those of the new one.
-            return self.ping_then(AfterPing::SourceStart(v));
-        }
+    /// The source begins.
+    pub(crate) fn begin_source(&mut self, v: VolumeNr) {
         let failed = self.volumes.get_mut(&v).map(|vol| std::mem::take(&mut vol.failed_early)).unwrap_or_default();
+        if self.state(v).conn == ConnState::Connected {
+            // No bitmaps were exchanged.
+            self.tell_marked(v);
+        }
         let change = StateChange::NONE.conn(ConnState::SyncSource).pdsk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -151,7 +150,7 @@ impl Engine {
             vol.missed_end = false;
         }
         self.log(Level::Info, Some(v), format!("updated sync UUID {ids}"));
-        self.hold_data();
+        self.hold_place(v);
         let link = self.conn.link;
         // What goes over has to stay here as well: both nodes forget that a block differed when the target has it, and
         // writes of a peer that is gone may still be in this disk's cache, known to no activity log any more.
@@ -161,9 +160,8 @@ impl Engine {
 
     /// The sync identifier is durable.
     pub(crate) fn on_sync_uuid_durable(&mut self, v: VolumeNr, uuid: GenId) {
-        if matches!(self.state(v).conn, ConnState::SyncSource | ConnState::PausedSyncS) {
-            self.send_data_first(v, Packet::SyncUuid(uuid));
-        }
+        let goes = matches!(self.state(v).conn, ConnState::SyncSource | ConnState::PausedSyncS);
+        self.fill_place(v, goes.then_some(Packet::SyncUuid(uuid)));
         self.release_data();
     }
 
@@ -202,7 +200,7 @@ impl Engine {
                 self.log(Level::Error, Some(v), format!("Writing the bitmap failed not starting resync ({conn})."));
                 self.force(v, &StateChange::NONE.conn(ConnState::Connected));
             }
-            ConnState::StartingSyncT => self.wait_sync_uuid(v),
+            ConnState::StartingSyncT => self.start_answer(v),
             ConnState::StartingSyncS => self.start_source(v),
             _ => {}
         }
@@ -242,6 +240,10 @@ impl Engine {
         let vol = self.volumes.get_mut(&v)?;
         let key = (sector.0, blksize);
         let Some(unacked) = vol.resync_unacked.get_mut(&key) else {
+            if let Some(left) = vol.resync_abandoned.get_mut(&key).filter(|left| **left > 0) {
+                *left -= 1;
+                return None;
+            }
             self.peer_error(name, format!("{blksize} bytes at sector {sector} were not sent for resync"));
             return None;
         };
@@ -310,6 +312,7 @@ impl Engine {
         }
         self.force(v, &StateChange::NONE.conn(ConnState::Connected).pdsk(pdsk));
         self.md_bitmap(v, true, None);
+        self.unfence_peer(v);
     }
 
     /// The target says that it is done; its disk is what it became. With a bad disk it can only be done after it asked
@@ -330,7 +333,7 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if vol.resync.as_ref().is_some_and(|r| r.source) {
             self.resync_failed(v, range);
-        } else if vol.state.conn == ConnState::WfBitMapS {
+        } else if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::Ahead) {
             vol.failed_early.insert(range.bits_touched());
         }
     }
@@ -399,6 +402,8 @@ impl Engine {
         // Only a target that has given up does not wait for the rest; what the own disk no longer gives is refused.
         if resync.source && vol.state.disk > DiskState::Failed && !self.faulty(Fault::OldResyncReadsSent) {
             self.drop_resync_reads(v);
+        } else if !resync.source {
+            self.drop_resync_writes(v);
         }
         self.renew_if_missed(v);
         self.retry_blocked(v);

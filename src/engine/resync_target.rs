@@ -9,6 +9,7 @@ use crate::engine::connection::AfterPing;
 use crate::engine::event::Timer;
 use crate::engine::fault::Fault;
 use crate::engine::md::MdDone;
+use crate::engine::peer_request::PeerKind;
 use crate::engine::rate::Denied;
 use crate::engine::resync::{InFlight, RANGE_KEY, Resync, done_text};
 use crate::engine::state::{ChangeMode, StateChange};
@@ -24,7 +25,15 @@ impl Engine {
     pub(crate) fn on_sync_uuid(&mut self, v: VolumeNr, uuid: GenId) {
         let conn = self.state(v).conn;
         match conn {
-            ConnState::WfSyncUuid | ConnState::Behind => self.start_target(v, uuid),
+            ConnState::WfSyncUuid if self.volumes.get(&v).is_some_and(|vol| vol.resync_helper.is_none()) => {
+                self.start_target(v, uuid);
+            }
+            ConnState::WfSyncUuid | ConnState::Behind => {
+                if let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.early_sync_uuid = Some(uuid);
+                }
+                self.before_resync(v, false);
+            }
             // The data socket may be faster than the answer to an invalidate.
             _ if matches!(conn, ConnState::StartingSyncT | ConnState::WfBitMapT) || self.asked_for_resync(v) => {
                 if let Some(vol) = self.volumes.get_mut(&v) {
@@ -48,6 +57,11 @@ impl Engine {
     /// Waits for the source's announcement, or starts at once if it came early.
     pub(crate) fn wait_sync_uuid(&mut self, v: VolumeNr) {
         self.force(v, &StateChange::NONE.conn(ConnState::WfSyncUuid));
+        self.start_if_announced(v);
+    }
+
+    /// Starts if the source has announced it already.
+    pub(crate) fn start_if_announced(&mut self, v: VolumeNr) {
         if let Some(uuid) = self.volumes.get_mut(&v).and_then(|vol| vol.early_sync_uuid.take()) {
             self.start_target(v, uuid);
         }
@@ -67,6 +81,7 @@ impl Engine {
         vol.target_maybe_done = false;
         vol.target_missed_write = false;
         self.log(Level::Info, Some(v), format!("updated sync uuid {ids}"));
+        self.undo_starting(v);
         let change = StateChange::NONE.conn(ConnState::SyncTarget).disk(DiskState::Inconsistent);
         if let Err(code) = self.change(v, &change, ChangeMode::Soft) {
             self.log(Level::Error, Some(v), format!("cannot start the resync: {}", code.text()));
@@ -87,6 +102,9 @@ impl Engine {
 
     /// The target's superblock is durable.
     pub(crate) fn on_target_started(&mut self, v: VolumeNr, ok: bool) {
+        if ok {
+            self.undo_start(v);
+        }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         if ok && vol.resync.is_some() && std::mem::take(&mut vol.refusals_due) {
             return self.ping_then(AfterPing::TargetAsk(v));
@@ -267,6 +285,24 @@ impl Engine {
         self.drop_request(v, range);
     }
 
+    /// The resync to here is over: data that are still on their way to the disk do not count for the next one.
+    pub(crate) fn drop_resync_writes(&mut self, v: VolumeNr) {
+        for request in self.peer_requests.values_mut().filter(|request| request.volume == v) {
+            request.dropped |= request.kind == PeerKind::ResyncWrite;
+        }
+    }
+
+    /// Data of a resync that was given up reached the disk (or did not): that clears nothing. The source is told as long as it
+    /// cannot take that for an answer of the next resync.
+    pub(crate) fn old_resync_written(&mut self, v: VolumeNr, range: SectorRange, ok: bool) {
+        if self.state(v).conn == ConnState::Connected {
+            let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
+            let kind = if ok { Packet::RsWriteAck } else { Packet::NegAck };
+            self.send_ack(v, range.start, BlockId::SYNCER, size, kind);
+        }
+        self.retry_blocked(v);
+    }
+
     /// The source has seen every acknowledgement: the target is done.
     pub(crate) fn finish_target(&mut self, v: VolumeNr) {
         let now = self.now;
@@ -310,6 +346,6 @@ impl Engine {
         let link = self.conn.link;
         self.force(v, &change);
         // The cleared bits first: a crash must not leave a good disk with bits that no handshake would look at.
-        self.md_bitmap(v, true, Some(MdDone::Release(link)));
+        self.md_bitmap(v, true, Some(MdDone::TargetDone(link)));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::engine::gi::GenIds;
 pub use crate::engine::progress::Report;
+use crate::engine::refused::Refused;
 use crate::engine::state::VolumeState;
 pub use crate::engine::volume::Counters;
 use crate::units::{Sectors, Timestamp, VolumeNr};
@@ -70,6 +71,8 @@ pub struct ResourceStatus {
     pub protocol: Option<char>,
     /// Agreed version and features while connected.
     pub agreed: Option<(u32, u32)>,
+    /// Why there is no connection, if the last attempt said so.
+    pub refused: Option<Refused>,
     /// Volumes in ascending order.
     pub volumes: Vec<VolumeStatus>,
 }
@@ -94,6 +97,7 @@ impl Engine {
                 ReplProtocol::B => 'B',
                 ReplProtocol::C => 'C',
             }),
+            refused: self.conn.refused.clone(),
             agreed: self.conn.link.map(|_| (self.conn.version, self.conn.features)),
             volumes: self.volumes.values().map(|vol| self.volume_status(vol, now)).collect(),
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::engine::Engine;
 use crate::engine::action::Level;
 use crate::engine::connection::AfterPing;
+use crate::engine::handler::Handler;
 use crate::engine::progress::Progress;
 use crate::engine::state::StateChange;
 use crate::limits::RESYNC_UNACKED_MAX;
@@ -115,6 +116,7 @@ impl Engine {
         let found = self.volumes.get(&v).map_or(0, super::volume::Volume::out_of_sync_bits);
         if found > 0 {
             self.log(Level::Warn, Some(v), format!("Online verify found {found} 4k block out of sync!"));
+            self.tell_helper(Handler::OutOfSync, Some(v));
         } else {
             self.log(Level::Info, Some(v), "Online verify done");
         }

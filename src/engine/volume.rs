@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::engine::al::ActivityLog;
 use crate::engine::dirty::Bitmap;
-use crate::engine::event::Geometry;
+use crate::engine::event::{Geometry, LinkNr};
 use crate::engine::gi::{GenIds, PeerUuids};
 use crate::engine::md::MdQueue;
 use crate::engine::options::DiskOptions;
 use crate::engine::ranges::RangeMap;
 use crate::engine::resync::Resync;
 use crate::engine::state::VolumeState;
-use crate::meta::{Layout, Superblock};
+use crate::meta::{DeviceSizes, Layout, MdFlags, Superblock};
 use crate::units::{GenId, Sectors, SeqNr, VolumeNr};
 use crate::wire::state::DiskState;
 
@@ -25,9 +25,9 @@ pub(crate) struct LocalDisk {
     /// The superblock as it is to be; written by the metadata queue.
     pub sb: Superblock,
     /// Flags as last written, to know what a write changes.
-    pub sb_written_flags: crate::meta::MdFlags,
+    pub sb_written_flags: MdFlags,
     /// Flags that are on stable storage.
-    pub sb_durable_flags: crate::meta::MdFlags,
+    pub sb_durable_flags: MdFlags,
     /// Agreed size as last written.
     pub sb_written_size: Sectors,
     /// Where everything is.
@@ -38,6 +38,10 @@ pub(crate) struct LocalDisk {
     pub al: ActivityLog,
     /// Largest usable data size.
     pub capacity: Sectors,
+    /// Sizes of the devices as last looked at; the layout may be that of smaller ones.
+    pub sizes: DeviceSizes,
+    /// Bitmap and activity log are not all at their place yet: the superblock says that every block counts as out of sync.
+    pub moving: bool,
     /// What the device can do.
     pub geometry: Geometry,
     /// Data and metadata share a device.
@@ -54,13 +58,19 @@ pub(crate) struct LocalDisk {
 
 impl LocalDisk {
     /// Whether the superblock on the medium may have this flag: a write of it that failed may have happened or not.
-    pub(crate) const fn may_say(&self, flag: crate::meta::MdFlags) -> bool {
+    pub(crate) const fn may_say(&self, flag: MdFlags) -> bool {
         self.sb_written_flags.contains(flag) || self.sb_durable_flags.contains(flag)
     }
 
     /// Whether the superblock on the medium has this flag, whatever became of a write that failed.
-    pub(crate) const fn surely_says(&self, flag: crate::meta::MdFlags) -> bool {
+    pub(crate) const fn surely_says(&self, flag: MdFlags) -> bool {
         self.sb_written_flags.contains(flag) && self.sb_durable_flags.contains(flag)
+    }
+
+    /// What a superblock that is written now says.
+    pub(crate) fn flags_to_say(&self) -> MdFlags {
+        let flags = self.sb.flags;
+        if self.moving { flags.with(MdFlags::FULL_SYNC).with(MdFlags::AL_DISABLED) } else { flags }
     }
 
     /// Whether something was written that no finished flush of the data device covers.
@@ -162,6 +172,8 @@ pub(crate) struct Volume {
     pub resync: Option<Resync>,
     /// Resync replies sent and not acknowledged (source), by first sector and bytes.
     pub resync_unacked: BTreeMap<(u64, u32), Unacked>,
+    /// Those of a resync that was given up on this link: an acknowledgement may still come while the next one runs.
+    pub resync_abandoned: BTreeMap<(u64, u32), u32>,
     /// Questions of a resync that was given up may yet be refused, on the meta socket: nothing is asked before.
     pub refusals_due: bool,
     /// A resync from here broke off when the target may have held this generation (see [`Volume::target_may_be_done`]), and
@@ -177,6 +189,10 @@ pub(crate) struct Volume {
     /// with the next resync, or with the next generation.
     pub missed_end: bool,
     pub seq: SeqNr,
+    /// Highest sequence number of the peer, on either socket.
+    pub peer_seq: SeqNr,
+    /// Writes of the peer that were refused for own ones and are not forgotten yet.
+    pub refused: Vec<u64>,
     pub counters: Counters,
     pub crashed_primary: bool,
     /// The peer is being promoted with force: the next state packet triggers a handshake.
@@ -207,16 +223,36 @@ pub(crate) struct Volume {
     /// The bits say which blocks of an Inconsistent disk are old: it was good, or has seen the source's bitmap since it was
     /// attached. Before, a block without a bit may be old as well.
     pub bits_known: bool,
+    /// The helper that the next resync waits for.
+    pub resync_helper: Option<crate::engine::event::HandlerRun>,
+    /// The peer's generation when writes froze, until they were sent again.
+    pub frozen_from: Option<GenId>,
+    /// Sectors for data that the peer was told of last.
+    pub told_capacity: Sectors,
     /// Position of an online verify that the peer drives, in sectors, and blocks left.
     pub verify: Option<crate::engine::verify::VerifyTarget>,
-    /// A detach was forced.
+    /// A detach was forced: by an order, or because the disk does not answer.
     pub forced_detach: bool,
+    /// How full the link to the peer is.
+    pub congestion: super::congestion::Congestion,
+    /// Operations that were given up and have not ended.
+    pub stuck: u64,
+    /// The disk's timer runs.
+    pub disk_timer: bool,
+    /// The operation that was overdue at the last look.
+    pub disk_suspect: Option<u64>,
+    /// The helper `local-io-error` is to run or runs, and what is to be sent on this link waits for its end.
+    pub error_helper: Option<Option<LinkNr>>,
     /// `CloseDisk` was ordered.
     pub closing: bool,
     /// `P_SYNC_UUID` that came before this node was ready for it.
     pub early_sync_uuid: Option<GenId>,
     /// The lazy bitmap timer runs.
     pub lazy_timer: bool,
+    /// The resync to this node replaces data that diverged: they are saved.
+    pub undo: Option<Box<crate::engine::undo::Undo>>,
+    /// Growing and shrinking.
+    pub resize: crate::engine::resize::Resizing,
     /// A promotion whose superblock is not durable yet: no request is admitted.
     pub promoting: Option<crate::engine::event::CommandId>,
 }
@@ -258,12 +294,15 @@ impl Volume {
             resync_ranges: RangeMap::default(),
             resync: None,
             resync_unacked: BTreeMap::new(),
+            resync_abandoned: BTreeMap::new(),
             refusals_due: false,
             target_maybe_done: false,
             target_missed_write: false,
             target_unknown: false,
             missed_end: false,
             seq: SeqNr(0),
+            peer_seq: SeqNr(0),
+            refused: Vec::new(),
             counters: Counters::default(),
             crashed_primary: false,
             consider_resync: false,
@@ -283,11 +322,21 @@ impl Volume {
             bitmap_answered: false,
             failed_early: super::blocks::BlockSet::default(),
             bits_known: false,
+            resync_helper: None,
+            frozen_from: None,
+            told_capacity: Sectors(0),
             verify: None,
             forced_detach: false,
+            congestion: super::congestion::Congestion::default(),
+            stuck: 0,
+            disk_timer: false,
+            disk_suspect: None,
+            error_helper: None,
             closing: false,
             early_sync_uuid: None,
             lazy_timer: false,
+            undo: None,
+            resize: crate::engine::resize::Resizing::default(),
             promoting: None,
         }
     }

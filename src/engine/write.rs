@@ -11,9 +11,10 @@ use crate::engine::action::{Action, ClientError, DiskOp};
 use crate::engine::al::{Begin, ExtentSpan, RequestKey};
 use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
-use crate::engine::state::{admits_io, replicates, sends_out_of_sync, writes_locally};
+use crate::engine::state::{VolumeState, admits_io, replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
 use crate::meta::MdFlags;
 use crate::units::{BlockId, SectorRange, VolumeNr};
@@ -52,7 +53,7 @@ impl Engine {
         let Some(vol) = self.volumes.get(&v) else { return false };
         (vol.active.overlaps(range) && !self.faulty(Fault::OverlapsNotSerialised))
             || (vol.resync_ranges.overlaps(range) && !self.faulty(Fault::WriteIgnoresResync))
-            || vol.peer_active.overlaps(range)
+            || (vol.peer_active.overlaps(range) && !self.faulty(Fault::OwnWriteOvertakes))
     }
 
     pub(crate) fn begin_write(&mut self, key: u64) {
@@ -60,10 +61,22 @@ impl Engine {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.started = now;
         request.registered = true;
-        let (v, range) = (request.volume, request.range);
-        let unlogged = self.faulty(Fault::AlTransactionSkipped);
+        let (v, range, logged) = (request.volume, request.range, request.al.is_some());
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         vol.active.insert(range, key);
+        if logged {
+            // It began before, and gave way to a write of the peer.
+            return self.submit_write(key);
+        }
+        self.log_activity(key);
+    }
+
+    /// Waits for the activity log where there is one, then submits.
+    fn log_activity(&mut self, key: u64) {
+        let unlogged = self.faulty(Fault::AlTransactionSkipped);
+        let Some(request) = self.requests.get(key) else { return };
+        let (v, range) = (request.volume, request.range);
+        let Some(vol) = self.volumes.get_mut(&v) else { return };
         let begin = match (vol.usable(), ExtentSpan::of(range)) {
             (Some(disk), Some(span)) if !unlogged => Some((disk.al.begin(RequestKey(key), span, |_| false), span)),
             _ => None,
@@ -156,22 +169,44 @@ impl Engine {
 
     /// The state may let the writes go that came too late for the last one.
     pub(crate) fn submit_held_back(&mut self, v: VolumeNr) {
+        let resend_first = self.resend_first();
         let Some(vol) = self.volumes.get_mut(&v) else { return };
-        if !vol.held_back.is_empty() && admits_io(&vol.state, self.conn.version) {
+        if !vol.held_back.is_empty() && admits_io(&vol.state, self.conn.version) && !resend_first {
             for key in std::mem::take(&mut vol.held_back) {
-                self.submit_write(key);
+                // The disk that knew of it may be gone, and another one there.
+                if self.requests.get(key).is_some_and(|r| r.al.is_none()) {
+                    self.log_activity(key);
+                } else {
+                    self.submit_write(key);
+                }
             }
         }
     }
 
     /// Sends a part where one snapshot of the state says.
-    fn submit_part(&mut self, key: u64) {
+    pub(crate) fn submit_part(&mut self, key: u64) {
+        if self.yields_to_peer(key) {
+            return;
+        }
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind) = (request.volume, request.range, request.kind);
         let Some(vol) = self.volumes.get(&v) else { return };
         let state = vol.state;
+        if state.is_suspended() || self.resend_first() {
+            if let Some(vol) = self.volumes.get_mut(&v) {
+                vol.held_back.push(key);
+            }
+            return;
+        }
+        let unannounced = |engine: &Self| engine.effects.iter().any(|(changed, ..)| *changed == v);
+        if self.yields_to_congestion(v, &state) || (state.conn == ConnState::Ahead && unannounced(self)) {
+            // The peer hears of the state before it hears of the block.
+            return self.unannounced.push(key);
+        }
+        let Some(vol) = self.volumes.get(&v) else { return };
         let remote = self.conn.link.is_some() && state.conn >= ConnState::Connected && replicates(&state);
         let local = vol.disk_usable() && writes_locally(&state);
+        let vol_saves = vol.undo.is_some();
         if !remote && !local {
             self.log_no_data(v, range);
             self.unregister_write(key);
@@ -184,7 +219,10 @@ impl Engine {
             }
             return;
         }
-        if remote && !local && self.effects.iter().any(|(changed, ..)| *changed == v) {
+        if local && vol_saves && self.undo_before_own(key) {
+            return;
+        }
+        if remote && !local && unannounced(self) {
             // The peer keeps the books for a node without a disk, once it knows: the state goes first.
             return self.unannounced.push(key);
         }
@@ -195,7 +233,8 @@ impl Engine {
         if local && !remote {
             // A block that failed here is marked, and the target does not know it.
             let unknown = self.volumes.get(&v).is_some_and(|vol| vol.failed_early.touches(&range.bits_touched()));
-            let newly = self.set_bits(v, range);
+            let unmarked = state.conn == ConnState::Ahead && self.faulty(Fault::AheadUnmarked);
+            let newly = if unmarked { 0 } else { self.set_bits(v, range) };
             if (newly > 0 || unknown)
                 && sends_out_of_sync(&state)
                 && self.conn.version >= 96
@@ -205,21 +244,10 @@ impl Engine {
             }
         }
         let own_counts = local && state.disk == DiskState::UpToDate;
-        let ack = match self.conn.protocol() {
-            _ if !remote => AckDue::None,
-            ReplProtocol::A | ReplProtocol::B if !own_counts && self.conn.version >= 100 => AckDue::Write,
-            ReplProtocol::A | ReplProtocol::B if !own_counts => AckDue::Barrier,
-            ReplProtocol::A => AckDue::None,
-            ReplProtocol::B => AckDue::Receive,
-            ReplProtocol::C => AckDue::Write,
-        };
-        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
-        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
+        self.set_ack_due(key, &state, remote, own_counts);
         if let Some(request) = self.requests.get_mut(key) {
-            request.sync_due = sync_due;
             request.local = if local { Side::Pending } else { Side::Unused };
             request.net = if remote { Side::Pending } else { Side::Unused };
-            request.ack = ack;
         }
         // The packet first: the peer's latency is the longer one.
         if remote {
@@ -240,13 +268,31 @@ impl Engine {
         }
     }
 
+    /// What ends the network half of a write that is about to be sent (or, not `remote`, is not).
+    pub(crate) fn set_ack_due(&mut self, key: u64, state: &VolumeState, remote: bool, own_counts: bool) {
+        let ack = match self.conn.protocol() {
+            _ if !remote => AckDue::None,
+            ReplProtocol::A | ReplProtocol::B if !own_counts && self.conn.version >= 100 => AckDue::Write,
+            ReplProtocol::A | ReplProtocol::B if !own_counts => AckDue::Barrier,
+            ReplProtocol::A => AckDue::None,
+            ReplProtocol::B => AckDue::Receive,
+            ReplProtocol::C => AckDue::Write,
+        };
+        let resync = (ConnState::SyncSource..=ConnState::PausedSyncT).contains(&state.conn);
+        let sync_due = remote && resync && (self.conn.version >= 100 || self.conn.protocol() == ReplProtocol::C);
+        if let Some(request) = self.requests.get_mut(key) {
+            request.sync_due = sync_due;
+            request.ack = ack;
+        }
+    }
+
     pub(crate) fn send_out_of_sync(&mut self, v: VolumeNr, range: SectorRange) {
         // A discard may be larger than any block size field of a request; its length still fits 32 bits (limits.rs).
         let blksize = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
         self.send_data(v, Packet::OutOfSync(BlockDesc { sector: range.start, blksize }));
     }
 
-    pub(crate) fn send_write(&mut self, key: u64, state: &crate::engine::state::VolumeState) {
+    pub(crate) fn send_write(&mut self, key: u64, state: &VolumeState) {
         self.send_due_barrier();
         let Some(request) = self.requests.get(key) else { return };
         let (v, range, kind, ack) = (request.volume, request.range, request.kind, request.ack);
@@ -266,6 +312,7 @@ impl Engine {
         let (seq, block_id, sector) = (vol.next_seq(), BlockId(key), range.start);
         vol.counters.sent += range.count.0;
         vol.counters.pending += 1;
+        vol.congestion.in_flight += range.count.0;
         let Some(request) = self.requests.get_mut(key) else { return };
         request.epoch = Some(epoch);
         let size = u32::try_from(range.bytes()).unwrap_or(u32::MAX);
@@ -335,21 +382,18 @@ impl Engine {
                 self.send_data(VolumeNr(0), Packet::Barrier { barrier });
             }
             self.arm_request_timeout();
+            self.ask_for_mixed_epoch();
         }
     }
 
     /// Whether a flush must follow the local half before it counts: the disk knows no durable write-zeroes.
     pub(crate) fn wants_flush_behind(&self, key: u64) -> bool {
-        self.requests.get(key).is_some_and(|r| !r.aborted && matches!(r.kind, Kind::Zeroes { fua: true, .. }))
+        self.requests.get(key).is_some_and(|r| matches!(r.kind, Kind::Zeroes { fua: true, .. }))
     }
 
     /// The local half of a write ended.
     pub(crate) fn on_request_written(&mut self, key: u64, result: Result<(), DiskFailure>) {
         let Some(request) = self.requests.get_mut(key) else { return };
-        if request.aborted {
-            request.aborted = false;
-            return self.retire(key);
-        }
         let (v, kind) = (request.volume, request.kind);
         match result {
             Ok(()) => request.local = Side::Ok,
@@ -367,7 +411,7 @@ impl Engine {
                         v,
                         format!("local WRITE IO error sector {}+{}: {}", range.start, range.count, failure.text),
                     );
-                    self.on_io_error(v);
+                    self.on_io_error(v, Failed::Write);
                     let still_good = self.state(v).disk == DiskState::UpToDate;
                     if let Some(request) = self.requests.get_mut(key) {
                         request.stale_here = still_good;
@@ -383,6 +427,8 @@ impl Engine {
     /// succeeded if it is on a disk that is UpToDate.
     pub(crate) fn progress(&mut self, key: u64) {
         let (hasty, blind) = (self.faulty(Fault::AckBeforePeer), self.faulty(Fault::LocalErrorIsSuccess));
+        let eager = self.faulty(Fault::CompletedSuspended);
+        let may_freeze = self.may_freeze();
         let Some(request) = self.requests.get_mut(key) else { return };
         let early = hasty && request.local == Side::Ok;
         if request.local == Side::Pending || (request.net == Side::Pending && !early) {
@@ -391,6 +437,9 @@ impl Engine {
         let (v, range) = (request.volume, request.range);
         if !request.done {
             let Some(vol) = self.volumes.get_mut(&v) else { return };
+            if vol.state.is_suspended() && !eager {
+                return;
+            }
             let own_counts = request.local == Side::Ok && vol.state.disk == DiskState::UpToDate;
             if !own_counts
                 && request.net == Side::Ok
@@ -425,7 +474,9 @@ impl Engine {
                 || (request.net == Side::Ok && vol.state.pdsk == DiskState::UpToDate && !request.stale_here)
                 || (blind && request.local == Side::Failed && request.net == Side::Unused);
             let epoch = request.epoch;
-            request.data = None;
+            if epoch.is_none() || !may_freeze {
+                request.data = None;
+            }
             if epoch == Some(self.epochs.current()) {
                 self.epochs.close();
             }
@@ -462,7 +513,7 @@ impl Engine {
     pub(crate) fn retire(&mut self, key: u64) {
         let Some(request) = self.requests.get(key) else { return };
         let replicated = request.epoch.is_some();
-        let settled = request.done && !request.registered && !request.aborted && request.local != Side::Pending;
+        let settled = request.done && !request.registered && request.local != Side::Pending;
         if !settled || (replicated && !request.retired) {
             return;
         }

@@ -1,7 +1,8 @@
 //! What ends the network half of a write: acknowledgements, barriers, the socket, or the loss of the link.
 
 use crate::engine::Engine;
-use crate::engine::event::{DiskFailure, Socket};
+use crate::engine::conflict::Standing;
+use crate::engine::event::Socket;
 use crate::engine::fault::Fault;
 use crate::engine::request::{AckDue, AckKind, Kind, Side};
 use crate::units::{SectorRange, VolumeNr};
@@ -30,6 +31,12 @@ impl Engine {
         if how != AckKind::Negative && u64::from(ack.blksize) != request.range.bytes() {
             return self.peer_error(name, format!("acknowledges {} bytes of {}", ack.blksize, request.range.bytes()));
         }
+        if matches!(how, AckKind::Superseded | AckKind::Retry) {
+            return self.on_conflict_answer(v, key, how, name);
+        }
+        if request.standing != Standing::Free {
+            return self.peer_error(name, String::from("the peer has refused this write before"));
+        }
         let was_pending = request.net == Side::Pending;
         let still_pending = how == AckKind::Received && matches!(request.ack, AckDue::Write | AckDue::Barrier);
         let Some(request) = self.requests.get_mut(key) else { return };
@@ -54,6 +61,7 @@ impl Engine {
                 request.set_in_sync = false;
                 request.sync_due = false;
             }
+            AckKind::Superseded | AckKind::Retry => {}
         }
         let range = request.range;
         if how == AckKind::Negative {
@@ -70,6 +78,7 @@ impl Engine {
             vol.counters.pending = vol.counters.pending.saturating_sub(1);
         }
         self.progress(key);
+        self.settle_refused(v);
     }
 
     /// It is known by now what became of the peer's disk: completes what that disk could not write.
@@ -88,7 +97,7 @@ impl Engine {
             Err(error) => return self.peer_error("P_BARRIER_ACK", error.to_string()),
         };
         let answer_missing = |key: &u64| {
-            let request = self.requests.get(*key).filter(|r| r.net == Side::Pending);
+            let request = self.requests.get(*key).filter(|r| r.net == Side::Pending && r.standing == Standing::Free);
             request.is_some_and(|r| matches!(r.ack, AckDue::Receive | AckDue::Write))
         };
         if members.iter().any(answer_missing) {
@@ -99,14 +108,20 @@ impl Engine {
             if let Some(request) = self.requests.get_mut(key) {
                 request.retired = true;
                 request.sync_due = false;
-                if request.net == Side::Pending {
+                let (v, range) = (request.volume, request.range);
+                let waited = request.net == Side::Pending && request.standing == Standing::Free;
+                if waited {
                     request.net = Side::Ok;
-                    if let Some(vol) = self.volumes.get_mut(&request.volume) {
-                        vol.counters.pending = vol.counters.pending.saturating_sub(1);
-                    }
+                }
+                self.note_arrived(v, range);
+                if waited && let Some(vol) = self.volumes.get_mut(&v) {
+                    vol.counters.pending = vol.counters.pending.saturating_sub(1);
                 }
             }
             self.progress(key);
+        }
+        for v in self.volume_numbers() {
+            self.check_ahead(v);
         }
         self.check_flushes();
         self.arm_request_timeout();
@@ -144,6 +159,7 @@ impl Engine {
                     continue;
                 }
                 let marks = !(unmarked || (acked_unmarked && request.net == Side::Ok));
+                request.standing = Standing::Free;
                 request.net = Side::Failed;
                 request.set_in_sync = false;
                 request.sync_due = false;
@@ -155,6 +171,16 @@ impl Engine {
             }
             self.progress(key);
         }
+        self.refused_lost();
+        self.reads_lost();
+        for vol in self.volumes.values_mut() {
+            vol.counters.pending = 0;
+        }
+        self.check_flushes();
+    }
+
+    /// Reads that wait for the peer begin anew.
+    pub(crate) fn reads_lost(&mut self) {
         let reads: Vec<u64> = self
             .requests
             .iter()
@@ -169,43 +195,6 @@ impl Engine {
                 request.net = Side::Failed;
             }
             self.start_read(key);
-        }
-        for vol in self.volumes.values_mut() {
-            vol.counters.pending = 0;
-        }
-        self.check_flushes();
-    }
-
-    /// A forced detach: local halves count as failed, their buffers stay with the driver until the device returns them.
-    pub(crate) fn abort_local_io(&mut self, v: VolumeNr) {
-        let pending: Vec<(u64, Kind)> = self
-            .requests
-            .iter()
-            .filter(|(_, r)| r.volume == v && r.local == Side::Pending)
-            .map(|(key, r)| (key, r.kind))
-            .collect();
-        for (key, kind) in pending {
-            if let Some(range) = self.requests.get(key).map(|r| r.range)
-                && kind != Kind::Read
-            {
-                self.set_bits(v, range);
-            }
-            if let Some(request) = self.requests.get_mut(key) {
-                request.local = Side::Failed;
-                request.aborted = true;
-                request.tried_local = true;
-            }
-            if kind == Kind::Read { self.start_read(key) } else { self.progress(key) }
-        }
-        let flushes: Vec<u64> = self
-            .flushes
-            .iter()
-            .filter(|(_, f)| f.volume == v && f.local == Side::Pending)
-            .map(|(key, _)| key)
-            .collect();
-        for key in flushes {
-            let failure = DiskFailure { text: String::from("detached by force"), unsupported: false };
-            self.on_request_flushed(key, v, Err(failure));
         }
     }
 }

@@ -35,7 +35,7 @@ impl Place {
     pub const INTERNAL: Self = Self { kind: MetaKind::Internal, data: None };
 
     /// The sizes that a layout on `io` is computed from.
-    pub(super) fn sizes(self, io: &dyn MetaIo) -> DeviceSizes {
+    pub(crate) fn sizes(self, io: &dyn MetaIo) -> DeviceSizes {
         let meta = Sectors::from_bytes_floor(io.size_bytes());
         if self.kind.is_internal() {
             return DeviceSizes::one(meta);

@@ -10,9 +10,9 @@ use std::fmt::Write as _;
 use super::create::zero;
 use super::error::MetaError;
 use super::layout::{BLOCK_BYTES, DeviceSizes, Layout, MetaKind};
-use super::offline::{OpenMeta, flush, read, write, write_superblock};
+use super::offline::{OpenMeta, Place, flush, read, write, write_superblock};
 use super::store::MetaIo;
-use super::superblock::{SuperblockError, Unverified};
+use super::superblock::{MdFlags, Superblock, SuperblockError, Unverified};
 use crate::units::Sectors;
 
 /// What is remembered about a device with internal metadata, one file per minor.
@@ -78,8 +78,9 @@ pub fn open_at_old_size(io: &mut dyn MetaIo, size_bytes: u64) -> Result<OpenMeta
 }
 
 /// Moves internal metadata to the end of its device, which has grown. Activity log and bitmap are durable at their new
-/// place before the new superblock is, and the old superblock goes last. Only where old and new areas overlap (a device
-/// that grew by less than its metadata) does a crash in between lose the metadata.
+/// place before the new superblock is, and the old superblock goes last. Where old and new areas overlap (a device that grew
+/// by less than its metadata) the new superblock comes first, and says until everything is there that every block is out of
+/// sync.
 ///
 /// # Errors
 /// [`MetaError::Shrunk`] when the proper place lies before the old one, [`MetaError::Layout`], [`MetaError::Io`].
@@ -94,6 +95,13 @@ pub fn move_internal(io: &mut dyn MetaIo, old: &OpenMeta) -> Result<OpenMeta, Me
     if layout.md_offset == old.layout.md_offset {
         return Ok(moved);
     }
+    moved.superblock.set_layout(&layout);
+    let old_area = old.layout.area();
+    if layout.area().0 < old_area.0 + old_area.1 {
+        // It lies behind the old superblock, so that one of the two is valid at any time.
+        let flags = moved.superblock.flags.with(MdFlags::FULL_SYNC).with(MdFlags::AL_DISABLED);
+        write_superblock(io, &layout, &Superblock { flags, ..moved.superblock.clone() })?;
+    }
     // Everything moves upwards: copied from the end backwards, an overlap overwrites only what is copied already.
     for block in (0..u64::from(al.blocks())).rev() {
         copy_block(io, old.layout.al_offset.bytes(), layout.al_offset.bytes(), block)?;
@@ -104,7 +112,6 @@ pub fn move_internal(io: &mut dyn MetaIo, old: &OpenMeta) -> Result<OpenMeta, Me
     }
     let tail = layout.bm_offset.bytes() + old_pages * BLOCK_BYTES as u64;
     zero(io, tail, pages.saturating_sub(old_pages) * BLOCK_BYTES as u64)?;
-    moved.superblock.set_layout(&layout);
     write_superblock(io, &layout, &moved.superblock)?;
     let old_byte = old.layout.superblock_byte();
     let (start, len) = layout.area();
@@ -113,6 +120,41 @@ pub fn move_internal(io: &mut dyn MetaIo, old: &OpenMeta) -> Result<OpenMeta, Me
         flush(io)?;
     }
     Ok(moved)
+}
+
+/// What [`check`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Valid metadata where they belong.
+    InPlace,
+    /// They were where they belonged when the device had this size, and have been moved.
+    Moved {
+        /// In bytes.
+        from_size: u64,
+    },
+    /// Nothing valid, here nor there.
+    Nothing,
+}
+
+/// `check-resize`: looks for internal metadata, and moves them if the device has grown since `known` was remembered.
+/// `force`: also if the labels differ.
+///
+/// # Errors
+/// [`MetaError`] of reading and moving; metadata that are missing are no error.
+pub fn check(io: &mut dyn MetaIo, known: Option<&LastKnown>, force: bool) -> Result<Checked, MetaError> {
+    match super::offline::open(io, Place::INTERNAL) {
+        Err(MetaError::NoMetadata(_) | MetaError::Layout(_)) => {}
+        other => return other.map(|_| Checked::InPlace),
+    }
+    let Some(known) = known.filter(|known| known.size_bytes < io.size_bytes()) else { return Ok(Checked::Nothing) };
+    match open_at_old_size(io, known.size_bytes) {
+        Ok(old) if force || known.matches(&old) => {
+            move_internal(io, &old)?;
+            Ok(Checked::Moved { from_size: known.size_bytes })
+        }
+        Ok(_) | Err(MetaError::NoMetadata(_) | MetaError::Layout(_)) => Ok(Checked::Nothing),
+        Err(error) => Err(error),
+    }
 }
 
 fn copy_block(io: &mut dyn MetaIo, from: u64, to: u64, block: u64) -> Result<(), MetaError> {
@@ -125,8 +167,7 @@ fn copy_block(io: &mut dyn MetaIo, from: u64, to: u64, block: u64) -> Result<(),
 mod tests {
     use super::*;
     use crate::meta::create::{CreateOptions, create_md};
-    use crate::meta::offline::{Place, open};
-    use crate::meta::superblock::Superblock;
+    use crate::meta::offline::open;
     use crate::meta::{AlStripes, MemIo};
     use crate::units::GenId;
 

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::volume::Devices;
 use crate::control::ErrorReply;
+use crate::disk::last_known::LastKnownFile;
 use crate::disk::meta_file::{Access, MetaFile};
 use crate::disk::{BLOCK_BYTES_MIN, BackingDevice, ClaimScope, DiskError, DiskErrorKind, OpenOptions};
 use crate::engine::event::{AttachedDisk, Geometry};
-use crate::engine::load::{DiskFacts, LoadError, load};
+use crate::engine::load::{DiskFacts, LoadError, load_moved};
 use crate::engine::options::DiskOptions;
 use crate::meta::layout::INDEX_SLOT_SECTORS;
 use crate::meta::{MetaError, MetaKind, Place};
@@ -46,6 +47,8 @@ pub struct AttachSpec {
     pub options: DiskOptions,
     /// Who claims the devices, for people: `r0/0`.
     pub owner: String,
+    /// Where the size of a device with internal metadata is remembered.
+    pub last_known: Option<LastKnownFile>,
 }
 
 /// Devices and what they hold.
@@ -57,6 +60,8 @@ pub struct Opened {
     pub disk: AttachedDisk,
     /// What the recovery of the activity log had to say.
     pub recovery: String,
+    /// For the next change of the device's size.
+    pub last_known: Option<LastKnownFile>,
 }
 
 /// Which device failed: DRBD's numbers differ.
@@ -101,8 +106,15 @@ pub fn open(spec: &AttachSpec) -> Result<Opened, ErrorReply> {
     let path = meta.path();
     let mut file = MetaFile::open(path, Access::Write, false)
         .map_err(|error| ErrorReply::code(105).detail(format!("{}: {error}", path.display())))?;
-    let loaded = load(&mut file, Place { kind, data: size }, facts).map_err(|error| load_error(&error, path))?;
-    Ok(Opened { devices: Devices { data, meta }, disk: loaded.disk, recovery: loaded.recovery })
+    let mut last_known = spec.last_known.clone().filter(|_| kind.is_internal());
+    let known = last_known.as_ref().and_then(LastKnownFile::read);
+    let loaded = load_moved(&mut file, Place { kind, data: size }, facts, known.as_ref())
+        .map_err(|error| load_error(&error, path))?;
+    if let Some(remembered) = &mut last_known {
+        remembered.about(path, loaded.disk.superblock.device_uuid);
+        remembered.write(meta.size_bytes());
+    }
+    Ok(Opened { devices: Devices { data, meta }, disk: loaded.disk, recovery: loaded.recovery, last_known })
 }
 
 fn open_device(path: &Path, which: Which, claim: ClaimScope, owner: &str) -> Result<BackingDevice, ErrorReply> {

@@ -4,6 +4,7 @@
 //! socket and from start-up), gives out replies and events. Invariants: a minor and an address belong to one resource;
 //! nothing here waits while it holds the registry's lock; creating and removing is done one at a time.
 
+mod explain;
 mod helpers;
 mod registry;
 mod requests;
@@ -24,14 +25,19 @@ use crate::control::{ErrorReply, Reply, Request};
 use crate::disk::RingChoice;
 use crate::node::Shard;
 use crate::node::helper::HelperSettings;
+use crate::node::keeper::StateDir;
 
 /// What a daemon needs to know of its surroundings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Path of the NBD socket, for the URIs in status.
     pub nbd_socket: PathBuf,
+    /// For what outlives the daemon.
+    pub state_dir: PathBuf,
     /// Which ring the disks use.
     pub ring: RingChoice,
+    /// Where what must survive a restart is kept.
+    pub state: Option<StateDir>,
     /// How helper programs are run.
     pub helpers: HelperSettings,
 }

@@ -25,6 +25,7 @@ mod volume;
 pub mod daemon;
 pub mod exports;
 pub mod helper;
+pub mod keeper;
 pub mod options;
 pub mod run;
 pub mod startup;

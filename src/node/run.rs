@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::daemon::{Daemon, Settings};
 use super::exports::Table;
 use super::helper::HelperSettings;
+use super::keeper::StateDir;
 use super::startup::{self, StartupError, Which};
 use super::supervisor::install_panic_hook;
 use crate::control::server::Server as ControlServer;
@@ -27,6 +28,8 @@ pub struct RunOptions {
     pub control_socket: Option<PathBuf>,
     /// Directory for what must survive a restart; made if it does not exist.
     pub state_dir: PathBuf,
+    /// Most bytes of an undo file; 0: there are none.
+    pub undo_limit: u64,
     /// Configuration file; `None`: DRBD's places.
     pub config: Option<PathBuf>,
     /// Name of this host in the configuration.
@@ -90,7 +93,9 @@ async fn serve(options: RunOptions) -> Result<(), RunError> {
     let control_socket = options.control_socket.unwrap_or_else(|| options.run_dir.join("control.sock"));
     let daemon = Daemon::new(Settings {
         nbd_socket: nbd_socket.clone(),
+        state_dir: absolute(&options.state_dir),
         ring: options.ring,
+        state: Some(StateDir { path: absolute(&options.state_dir), undo_limit: options.undo_limit }),
         helpers: HelperSettings {
             timeout: options.handler_timeout,
             control_socket: absolute(&control_socket),

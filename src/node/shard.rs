@@ -11,6 +11,7 @@
 //! one that waits for the socket or the ring.
 
 mod link_sink;
+mod memory;
 mod sessions;
 
 use std::cell::{Cell, RefCell};
@@ -26,11 +27,13 @@ pub use self::link_sink::LinkSink;
 use self::sessions::OpenSession;
 use super::buffers::Payloads;
 use super::client::{Split, Waiter, complete};
+use super::keeper::{Job, Keeper};
 use super::timers::Timers;
 use super::trace::Trace;
 use super::view::View;
 use super::volume::{Devices, result_of};
 use crate::control::ErrorReply;
+use crate::disk::last_known::LastKnownFile;
 use crate::disk::{Completion, Ring};
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level, LinkAction, Notice};
@@ -78,6 +81,7 @@ pub struct Core {
     link: RefCell<Option<Rc<ResourceLink>>>,
     link_nr: Cell<LinkNr>,
     devices: RefCell<BTreeMap<VolumeNr, Devices>>,
+    last_known: RefCell<BTreeMap<VolumeNr, LastKnownFile>>,
     clients: RefCell<Slab<Waiter>>,
     /// Requests that were cut up.
     pub splits: RefCell<Slab<Split>>,
@@ -96,6 +100,7 @@ pub struct Core {
     pub session_ended: Notify,
     changed: Cell<bool>,
     view: Arc<View>,
+    keeper: Option<Keeper>,
     watcher: Watcher,
     helper: HelperStarter,
     trace: RefCell<Trace>,
@@ -118,6 +123,8 @@ pub struct Parts {
     pub link_memory: Payloads,
     /// For other threads.
     pub view: Arc<View>,
+    /// Keeps what must survive a restart.
+    pub keeper: Option<Keeper>,
     /// Told about changes.
     pub watcher: Watcher,
     /// Starts helper programs.
@@ -127,7 +134,7 @@ pub struct Parts {
 impl Core {
     /// A resource without volumes.
     pub fn new(parts: Parts) -> Rc<Self> {
-        let Parts { name, seed, ring, client_memory, link_memory, view, watcher, helper } = parts;
+        let Parts { name, seed, ring, client_memory, link_memory, view, keeper, watcher, helper } = parts;
         Rc::new(Self {
             engine: RefCell::new(Engine::new(&name, seed)),
             name,
@@ -143,6 +150,7 @@ impl Core {
             link: RefCell::default(),
             link_nr: Cell::default(),
             devices: RefCell::default(),
+            last_known: RefCell::default(),
             clients: RefCell::default(),
             splits: RefCell::default(),
             commands: RefCell::default(),
@@ -157,6 +165,7 @@ impl Core {
             session_ended: Notify::new(),
             changed: Cell::new(false),
             view,
+            keeper,
             watcher,
             helper,
             trace: RefCell::default(),
@@ -292,6 +301,7 @@ impl Core {
                 }
             }
             Action::EndSessions { volume, reason } => self.close_sessions(volume, &reason),
+            Action::Undo { volume, order } => self.undo_order(volume, order),
             Action::RunHandler { run, handler, volume } => (self.helper)(run, handler, volume),
             Action::SetTimer { timer, at } => {
                 if self.timers.borrow_mut().set(timer, at) {
@@ -336,7 +346,8 @@ impl Core {
         self.remember(notice);
         match notice {
             // The engine has put a line into the log, too.
-            Notice::State { volume, old: _, new } => {
+            Notice::State { volume, old, new } => {
+                self.note_parting(*volume, old, new);
                 self.view.update(*volume, |view| view.state = *new);
                 // The engine is already where its last change led; watchers see each change.
                 let mut status = self.status();
@@ -348,6 +359,15 @@ impl Core {
             Notice::Size { volume, size } => {
                 self.changed.set(true);
                 self.view.update(*volume, |view| view.size = *size);
+            }
+            Notice::SplitBrain(divergence) => self.tell_keeper(|| Job::SplitBrain(divergence.clone())),
+            Notice::Generation { volume, current } => self.tell_keeper(|| Job::Generation(*volume, *current)),
+            Notice::MetaMoved { volume, device } => {
+                if let Some(known) = self.last_known.borrow().get(volume).cloned() {
+                    let bytes = device.bytes();
+                    // Not awaited: until it is written the metadata are found without it.
+                    drop(tokio::task::spawn_blocking(move || known.write(bytes)));
+                }
             }
             Notice::Log { level, volume, text, fact: _ } => {
                 let volume = volume.map(|v| v.0);
@@ -373,7 +393,7 @@ impl Core {
     // --- disks and link ---
 
     /// Devices for an attach that is about to be asked of the engine; false when the volume has some.
-    pub fn install_devices(&self, volume: VolumeNr, devices: Devices) -> bool {
+    pub fn install_devices(&self, volume: VolumeNr, devices: Devices, known: Option<LastKnownFile>) -> bool {
         let mut all = self.devices.borrow_mut();
         if all.contains_key(&volume) {
             return false;
@@ -381,7 +401,21 @@ impl Core {
         let discard = devices.data.geometry().discard.is_some();
         all.insert(volume, devices);
         self.view.update(volume, |view| view.discard = discard);
+        match known {
+            Some(known) => self.last_known.borrow_mut().insert(volume, known),
+            None => self.last_known.borrow_mut().remove(&volume),
+        };
         true
+    }
+
+    /// Looks at the sizes of a volume's devices again and tells the engine.
+    pub fn look_at_sizes(&self, volume: VolumeNr) {
+        let sizes = self.devices.borrow().get(&volume).map(Devices::sizes_now);
+        match sizes {
+            Some(Ok(sizes)) => self.event(Event::DiskSize { volume, sizes }),
+            Some(Err(error)) => tracing::error!(resource = self.name, %volume, "{error}"),
+            None => {}
+        }
     }
 
     /// Whether the volume has open devices.

@@ -4,6 +4,7 @@
 //! then the link is closed, devices are given back as after a crash, and [`ShardEnd`] says so.
 
 use std::future::Future;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use tokio::task::{LocalSet, spawn_local};
 use super::attach::{AttachSpec, Opened, open};
 use super::buffers::{CLIENT_BYTES, LINK_BYTES, Payloads, READ_BYTES};
 use super::client::Client;
+use super::keeper::{Keeper, Recollection, StateDir};
 use super::shard::{Core, LinkSink, Parts};
 use super::supervisor::Poison;
 use super::view::View;
@@ -23,8 +25,9 @@ use crate::control::ErrorReply;
 use crate::disk::{Pool, Ring, RingChoice, RingOptions};
 use crate::engine::event::{Command, Event, HandlerRun};
 use crate::engine::handler::Handler;
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions};
 use crate::engine::status::ResourceStatus;
+use crate::engine::undo::UndoAnswer;
 use crate::frontend::nbd::session;
 use crate::frontend::nbd::stream::Connection;
 use crate::link::{Link, LinkConfig, check_local_address};
@@ -46,6 +49,8 @@ pub struct ShardOptions {
     pub name: String,
     /// Which ring to use.
     pub ring: RingChoice,
+    /// Where what must survive a restart is kept.
+    pub state: Option<StateDir>,
     /// Told about every change with what there is to see after it, from the shard's thread; must not block.
     pub changed: Box<dyn Fn(ResourceStatus) + Send>,
     /// Runs a helper program, and calls the function with its exit code; called from the shard's thread, must not block.
@@ -86,6 +91,11 @@ enum Message {
         spec: Box<AttachSpec>,
         answer: Answer,
     },
+    Resize {
+        volume: VolumeNr,
+        options: ResizeOptions,
+        answer: Answer,
+    },
     Connect {
         link: Box<LinkConfig>,
         options: Box<NetOptions>,
@@ -107,6 +117,14 @@ enum Message {
     },
     Status {
         answer: oneshot::Sender<ResourceStatus>,
+    },
+    Recollection {
+        answer: oneshot::Sender<Recollection>,
+    },
+    OutOfSync {
+        volume: VolumeNr,
+        most: usize,
+        answer: oneshot::Sender<(Vec<Range<u64>>, u64)>,
     },
     Session {
         volume: VolumeNr,
@@ -212,6 +230,14 @@ impl Shard {
         self.ask(|answer| Message::Attach { spec: Box::new(spec), answer }).await
     }
 
+    /// Takes over the sizes that the devices have now.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn resize(&self, volume: VolumeNr, options: ResizeOptions) -> Result<(), ErrorReply> {
+        self.ask(|answer| Message::Resize { volume, options, answer }).await
+    }
+
     /// Configures the connection and starts connecting.
     ///
     /// # Errors
@@ -241,6 +267,20 @@ impl Shard {
     pub async fn status(&self) -> Option<ResourceStatus> {
         let (answer, wait) = oneshot::channel();
         self.messages.send(Message::Status { answer }).ok()?;
+        wait.await.ok()
+    }
+
+    /// What is remembered of split brains; `None` when the shard is gone.
+    pub async fn recollection(&self) -> Option<Recollection> {
+        let (answer, wait) = oneshot::channel();
+        self.messages.send(Message::Recollection { answer }).ok()?;
+        wait.await.ok()
+    }
+
+    /// Runs of blocks that are out of sync, at most `most`, and how many there are; `None` when the shard is gone.
+    pub async fn out_of_sync_runs(&self, volume: VolumeNr, most: usize) -> Option<(Vec<Range<u64>>, u64)> {
+        let (answer, wait) = oneshot::channel();
+        self.messages.send(Message::OutOfSync { volume, most, answer }).ok()?;
         wait.await.ok()
     }
 
@@ -304,8 +344,8 @@ fn run(
     let poison = Poison::of_this_thread();
     let local = LocalSet::new();
     let end = local.block_on(&runtime, async {
-        let core = match build(options, view, own) {
-            Ok(core) => core,
+        let (core, undo_answers) = match build(options, view, own) {
+            Ok(built) => built,
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return ShardEnd::Stopped;
@@ -315,6 +355,7 @@ fn run(
         spawn_local(serve_ring(Rc::clone(&core)));
         spawn_local(serve_timers(Rc::clone(&core)));
         spawn_local(serve_kicks(Rc::clone(&core)));
+        spawn_local(serve_undo(Rc::clone(&core), undo_answers));
         let end = tokio::select! {
             biased;
             text = poison.panicked() => {
@@ -334,11 +375,13 @@ fn run(
     end
 }
 
+type UndoAnswers = mpsc::UnboundedReceiver<(VolumeNr, UndoAnswer)>;
+
 fn build(
     options: ShardOptions,
     view: Arc<View>,
     own: mpsc::WeakUnboundedSender<Message>,
-) -> Result<Rc<Core>, ErrorReply> {
+) -> Result<(Rc<Core>, UndoAnswers), ErrorReply> {
     let pool =
         |bytes| Pool::new(bytes).map_err(|error| ErrorReply::io(format!("no memory for {}", options.name), &error));
     let (clients, link, reads) = (pool(CLIENT_BYTES)?, pool(LINK_BYTES)?, pool(READ_BYTES)?);
@@ -346,6 +389,12 @@ fn build(
     let ring = Ring::new(&ring_options, reads).map_err(|error| ErrorReply::io(error.to_string(), error.io_error()))?;
     tracing::info!(resource = options.name, "disk I/O: {:?} ({})", ring.kind(), ring.reason());
     let seed = getrandom::u64().map_err(|error| ErrorReply::usage(format!("no random numbers: {error}")))?;
+    let (answers, undo_answers) = mpsc::unbounded_channel();
+    let start = |dir: &StateDir| Keeper::start(dir, &options.name, Arc::clone(&view), answers);
+    let keeper = match options.state.as_ref().map(start).transpose() {
+        Ok(keeper) => keeper,
+        Err(error) => return Err(ErrorReply::io(format!("cannot start a thread for {}", options.name), &error)),
+    };
     let call = options.helper;
     let helper = move |run: HandlerRun, handler: Handler, volume: Option<VolumeNr>| {
         let own = own.clone();
@@ -357,16 +406,18 @@ fn build(
         };
         call(handler, volume, Box::new(end));
     };
-    Ok(Core::new(Parts {
+    let core = Core::new(Parts {
         name: options.name,
         seed,
         ring,
         client_memory: Payloads(clients),
         link_memory: Payloads(link),
         view,
+        keeper,
         watcher: options.changed,
         helper: Box::new(helper),
-    }))
+    });
+    Ok((core, undo_answers))
 }
 
 async fn serve_ring(core: Rc<Core>) {
@@ -387,6 +438,16 @@ async fn serve_timers(core: Rc<Core>) {
             () = sleep.as_mut(), if at.is_some() => core.fire_timers(),
             () = core.timer_set.notified() => {}
         }
+    }
+}
+
+async fn serve_undo(core: Rc<Core>, mut answers: UndoAnswers) {
+    while let Some((volume, answer)) = answers.recv().await {
+        core.event(Event::Undo { volume, answer });
+        while let Ok((volume, answer)) = answers.try_recv() {
+            core.event(Event::Undo { volume, answer });
+        }
+        core.batch_end();
     }
 }
 
@@ -418,6 +479,13 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
                 let core = Rc::clone(&core);
                 reply(answer, async move { attach(&core, *spec).await });
             }
+            Message::Resize { volume, options, answer } => {
+                let core = Rc::clone(&core);
+                reply(answer, async move {
+                    core.look_at_sizes(volume);
+                    core.command(volume, Command::Resize(options)).await
+                });
+            }
             Message::Connect { link, options, answer } => {
                 let core = Rc::clone(&core);
                 reply(answer, async move { connect(&core, *link, options).await });
@@ -448,6 +516,10 @@ async fn serve_messages(core: Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Messa
             }
             Message::Status { answer } => {
                 let _ = answer.send(core.status());
+            }
+            Message::Recollection { answer } => core.recollect(answer),
+            Message::OutOfSync { volume, most, answer } => {
+                let _ = answer.send(core.out_of_sync_runs(volume, most));
             }
             Message::Session { volume, connection } => serve_session(&core, volume, connection),
             Message::Stop => break,
@@ -490,12 +562,13 @@ async fn attach(core: &Rc<Core>, spec: AttachSpec) -> Result<(), ErrorReply> {
     }
     let (options, owner) = (spec.options.clone(), spec.owner.clone());
     let opened = tokio::task::spawn_blocking(move || open(&spec)).await;
-    let Opened { devices, disk, recovery } =
+    let Opened { devices, mut disk, recovery, last_known } =
         opened.map_err(|_| ErrorReply::usage("attaching failed, see the log"))??;
     for line in recovery.lines() {
         tracing::info!(resource = core.name, %volume, "{owner}: {line}");
     }
-    if !core.install_devices(volume, devices) {
+    disk.undo = core.resume_undo(volume, disk.superblock.current).await;
+    if !core.install_devices(volume, devices, last_known) {
         return Err(ErrorReply::code(124));
     }
     core.command(volume, Command::Attach(Box::new(disk), options)).await

@@ -38,6 +38,7 @@ impl Trace {
             Event::Closed { volume } => ("Closed", u64::from(volume.0)),
             Event::Disk { op, result: Ok(_) } => ("Disk", op.0),
             Event::Disk { op, result: Err(_) } => ("Disk failed", op.0),
+            Event::DiskSize { sizes, .. } => ("DiskSize", sizes.data.0),
             Event::DiskClosed { volume } => ("DiskClosed", u64::from(volume.0)),
             Event::Link(LinkEvent::Up { nr, .. }) => ("Link up", nr.0),
             Event::Link(LinkEvent::Refused { .. }) => ("Link refused", 0),
@@ -46,6 +47,7 @@ impl Trace {
             Event::Sent { packets, .. } => ("Sent", *packets),
             Event::Timer(_) => ("Timer", 0),
             Event::Continue => ("Continue", 0),
+            Event::Undo { volume, .. } => ("undo", u64::from(volume.0)),
             Event::HandlerDone { run, .. } => ("HandlerDone", run.0),
             Event::BatchEnd => return,
         };

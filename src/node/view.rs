@@ -9,7 +9,7 @@ use crate::engine::state::VolumeState;
 use crate::units::{Sectors, VolumeNr};
 
 /// One volume.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct VolumeView {
     /// State.
     pub state: VolumeState,
@@ -17,6 +17,8 @@ pub struct VolumeView {
     pub size: Sectors,
     /// The local disk can discard.
     pub discard: bool,
+    /// What is wrong with the undo file, for people.
+    pub undo_warning: Option<String>,
 }
 
 /// All volumes of a resource.
@@ -32,13 +34,13 @@ impl View {
     /// One volume, if it exists.
     #[must_use]
     pub fn volume(&self, nr: VolumeNr) -> Option<VolumeView> {
-        self.lock().get(&nr).copied()
+        self.lock().get(&nr).cloned()
     }
 
     /// All volumes in ascending order.
     #[must_use]
     pub fn volumes(&self) -> Vec<(VolumeNr, VolumeView)> {
-        self.lock().iter().map(|(nr, view)| (*nr, *view)).collect()
+        self.lock().iter().map(|(nr, view)| (*nr, view.clone())).collect()
     }
 
     /// Changes one volume.

@@ -1,9 +1,10 @@
 //! The devices of one attached volume, and the engine's disk operations in the disk driver's terms.
 
-use crate::disk::{BackingDevice, Completion, DiskErrorKind, DiskOp as RawOp, Payload, PoolBuf};
+use crate::disk::{BackingDevice, Completion, DiskError, DiskErrorKind, DiskOp as RawOp, Payload, PoolBuf};
 use crate::engine::action::DiskOp;
 use crate::engine::event::{DiskFailure, DiskResult};
-use crate::units::SectorRange;
+use crate::meta::DeviceSizes;
+use crate::units::{SectorRange, Sectors};
 
 /// Data and metadata device of a volume; the same one twice for internal metadata.
 #[derive(Clone, Debug)]
@@ -38,6 +39,16 @@ impl Devices {
             }
             DiskOp::MetaFlush => RawOp::Flush { dev: self.meta.clone() },
         }
+    }
+
+    /// How large the devices are now.
+    ///
+    /// # Errors
+    /// What kept the system from telling.
+    pub fn sizes_now(&self) -> Result<DeviceSizes, DiskError> {
+        let data = Sectors::from_bytes_floor(self.data.refresh_size()?);
+        let meta = Sectors::from_bytes_floor(self.meta.refresh_size()?);
+        Ok(DeviceSizes { meta, data })
     }
 
     /// Refuses every operation from now on.

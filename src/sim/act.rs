@@ -2,11 +2,12 @@
 
 use super::coverage::Group;
 use super::device::{Io, OpKind};
-use super::node::{Illegal, nr};
+use super::node::{Illegal, Reason, nr};
 use super::plan::{DiskFault, Moment, Victims};
 use super::world::{A, Asked, B, Checker, Due, World};
 use crate::engine::action::{Action, ClientResult, DiskOp, Fact, LinkAction, Notice};
 use crate::engine::event::{DiskFailure, Event, OpId, RequestId};
+use crate::engine::handler::Handler;
 use crate::engine::handshake::RefuseReason;
 use crate::engine::state::VolumeState;
 use crate::units::{SectorRange, VolumeNr};
@@ -40,9 +41,11 @@ impl World {
                     self.event(node, Event::Closed { volume });
                 }
             }
-            Action::RunHandler { run, .. } => {
-                self.nodes[node].queued.push_back(Event::HandlerDone { run, code: 0 });
+            Action::Undo { volume, order } => self.undo_order(node, usize::from(volume.0), order),
+            Action::RunHandler { run, handler: handler @ (Handler::FencePeer | Handler::UnfencePeer), .. } => {
+                self.run_helper(node, run, handler);
             }
+            Action::RunHandler { run, handler, volume } => self.program_starts(node, run, handler, volume),
             Action::SetTimer { timer, at } => {
                 self.nodes[node].timers.insert(timer, at);
                 let (due, life) = (self.global(node, at), self.nodes[node].life);
@@ -167,8 +170,11 @@ impl World {
             && let Some(w) = self.model.write(write)
             && let Some(bits) = self.bits(node, pending.volume)
         {
-            // What this node has marked it does not claim to be on the peer.
-            scene.peer_good &= !bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
+            // What this node has marked it does not claim to be on the peer: also where its own disk is the one that lacks it, because
+            // that disk may come back after a crash of both nodes, before the peer has begun a generation without it.
+            let marked = bits.any(w.start / 8..(w.start + w.count).div_ceil(8));
+            scene.only_on_peer = marked && scene.peer_good && !scene.own_good;
+            scene.peer_good &= !marked;
         }
         let outcome = match &result {
             Ok(_) => String::from("ok"),
@@ -184,6 +190,9 @@ impl World {
         self.stats.operations += u64::from(result.is_ok());
         if let Some(answers) = &mut self.answers {
             answers.ended.insert(id, outcome);
+        }
+        if result.is_ok() {
+            self.check_freeze(node, id.0);
         }
         let vol = &self.nodes[node].volumes[pending.volume];
         let there = vol.seen.conn >= ConnState::Connected && vol.seen.pdsk == DiskState::UpToDate;
@@ -223,8 +232,16 @@ impl World {
             Notice::State { volume, old, new } => self.state_changed(node, volume, &old, &new),
             Notice::Size { volume, size } => {
                 self.trace.note(self.now, node, 7, size.0, || format!("vol {volume} size {}", size.0));
-                self.nodes[node].volumes[usize::from(volume.0)].size = size.0;
+                let vol = &mut self.nodes[node].volumes[usize::from(volume.0)];
+                vol.size = size.0;
+                vol.undo.resized(size);
+                self.size_announced(usize::from(volume.0));
             }
+            Notice::MetaMoved { volume, device } => {
+                self.trace.note(self.now, node, 25, device.0, || format!("vol {volume} metadata moved"));
+                self.nodes[node].volumes[usize::from(volume.0)].known_bytes = device.bytes();
+            }
+            Notice::SplitBrain(_) | Notice::Generation { .. } => {}
             Notice::Log { text, volume, fact, level: _ } => {
                 self.trace.note(self.now, node, 8, text.len() as u64, || match volume {
                     Some(volume) => format!("vol {volume} log: {text}"),
@@ -232,12 +249,23 @@ impl World {
                 });
                 match fact {
                     Some(Fact::Handshake { rule, split_brain, refused }) => {
+                        if let Some(volume) = volume.map(|v| usize::from(v.0)).filter(|_| split_brain) {
+                            if refused.is_none() {
+                                self.policy_decides(node, volume, rule);
+                            }
+                            if [A, B].iter().any(|n| self.is_primary(*n, volume)) {
+                                // Its clients may find other data from here on.
+                                self.model.new_era(self.tick, volume);
+                            }
+                        }
                         self.coverage.count(Group::Rule, &rule.to_string());
                         self.stats.split_brains += u64::from(split_brain);
                         let it = &mut self.nodes[node];
-                        it.split_brain |= split_brain;
+                        it.split_brain |= refused == Some(RefuseReason::SplitBrain);
                         it.must_demote |= refused == Some(RefuseReason::TargetIsPrimary);
                         it.unrelated |= refused == Some(RefuseReason::Unrelated);
+                        it.unresolvable |=
+                            matches!(refused, Some(RefuseReason::NeedsVersion(_) | RefuseReason::NeedsFeature { .. }));
                         it.newer_inconsistent |= refused == Some(RefuseReason::NewerInconsistent);
                     }
                     Some(Fact::Illegal { unexpected }) => {
@@ -257,6 +285,7 @@ impl World {
         self.coverage.transition(old, new);
         self.nodes[node].volumes[volume].seen = *new;
         self.nodes[node].conn = new.conn;
+        self.note_freeze(node, old, new);
         if new.conn == ConnState::StandAlone || old.conn == ConnState::StandAlone {
             self.nodes[node].unlimited = true;
         }
@@ -265,8 +294,17 @@ impl World {
         if !source(old.conn) && source(new.conn) {
             self.resync_since[volume] = self.tick;
         }
+        if new.conn < ConnState::WfReportParams && old.conn >= ConnState::WfReportParams {
+            self.model.link_ended(self.tick, node, volume);
+        }
+        if new.conn < ConnState::Connected {
+            let vol = &mut self.nodes[node].volumes[volume];
+            vol.named.remove(&Reason::Policy);
+            vol.helper_ended = None;
+        }
         if !target(old.conn) && target(new.conn) {
             self.stats.resyncs += 1;
+            self.check_helper(node, volume);
             self.resync_begins(node, volume);
         }
         if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate && !target(old.conn) {
@@ -293,6 +331,12 @@ impl World {
                 self.called_equal(1 - node, node, volume);
             }
         }
+        if new.disk == DiskState::Diskless {
+            self.nodes[node].volumes[volume].aheads.clear();
+        }
+        if old.conn != ConnState::Ahead && new.conn == ConnState::Ahead {
+            self.went_ahead(node, volume);
+        }
         for moment in moments(old, new) {
             self.moment(node, moment);
         }
@@ -304,7 +348,10 @@ impl World {
             self.nodes[node].illegal = None;
         }
         if new.conn == ConnState::ProtocolError {
-            let illegal = self.nodes[node].illegal.clone().unwrap_or_default();
+            let Some(illegal) = self.nodes[node].illegal.clone() else {
+                // The engine's own decision: frozen writes are not for this peer, or its acknowledgements did not come.
+                return self.coverage.count(Group::Fault, "aborted connect");
+            };
             // The rules for a missed end of a resync do not mirror each other when one node corrects its identifiers before
             // the other compares them: both take themselves for the source, or only one sees a need for a resync. They find
             // out before a block moved, and start over.
@@ -312,7 +359,8 @@ impl World {
                 Some((Kind::Bitmap | Kind::CompressedBitmap, ConnState::Connected)) => {
                     return self.coverage.count(Group::Fault, "a source without a target");
                 }
-                Some((Kind::SyncUuid, ConnState::SyncSource)) => {
+                // So do two nodes of which only one has always-asbp, when the other goes by what was said by hand.
+                Some((Kind::SyncUuid, ConnState::SyncSource | ConnState::WfBitMapS)) => {
                     return self.coverage.count(Group::Fault, "two sources");
                 }
                 _ => {}
@@ -354,8 +402,11 @@ impl World {
         let it = &self.nodes[from];
         let parted = it.volumes[volume].seen.conn < ConnState::Connected;
         let bits = it.engine.as_ref().filter(|_| parted).and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
-        self.model
-            .peer_is_good(volume, (from, to), since, unflushed, |blocks| bits.is_some_and(|bits| bits.any(blocks)));
+        let frozen = self.frozen_blocks(from, volume);
+        self.model.peer_is_good(volume, (from, to), since, unflushed, |blocks| {
+            frozen.iter().any(|f| f.start < blocks.end && blocks.start < f.end)
+                || bits.is_some_and(|bits| bits.any(blocks))
+        });
     }
 
     /// A node's data begin to be replaced by the peer's.
@@ -371,7 +422,7 @@ impl World {
             );
             self.fail(Checker::Discarded, text);
         }
-        if self.primary(volume) == Some(node) {
+        if self.is_primary(node, volume) {
             self.model.new_era(self.tick, volume);
         }
     }

@@ -5,6 +5,7 @@ use super::plan::{Order, Start};
 use super::world::{A, B, Checker, World};
 use crate::engine::event::Command;
 use crate::meta::MdFlags;
+use crate::wire::state::DiskState;
 
 impl World {
     /// Writes fresh metadata everywhere and brings the nodes up as the plan begins.
@@ -23,7 +24,8 @@ impl World {
         for volume in 0..self.differs.len() {
             if self.params.start == Start::FullSync {
                 self.order(A, volume, Order::Primary { force: true });
-            } else {
+            } else if self.nodes[A].volumes[volume].seen.disk == DiskState::Inconsistent {
+                // Unless a hasty operator was first: there are data by now, and bits that must not be cleared.
                 self.command(A, volume, Order::NewUuid, Command::NewCurrentUuid { clear_bitmap: true });
             }
         }

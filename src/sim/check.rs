@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use super::device::PAGE;
 use super::stamp::{self, Content, SECTOR};
 use super::world::{A, B, Checker, World};
-use crate::limits::{PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
+use crate::limits::{CONGESTION_PHASES_MAX, PEER_REQUESTS_MAX, RESYNC_UNACKED_MAX};
 use crate::wire::state::{ConnState, DiskState, Role};
 
 impl World {
@@ -25,11 +25,12 @@ impl World {
     pub fn is_quiet(&self) -> bool {
         let gone = |link: &super::net::Link| link.open == [false; 2];
         let link = self.links.last().is_none_or(|link| gone(link) || (link.is_quiet() && link.losing == [false; 2]));
-        link && self
-            .nodes
-            .iter()
-            .all(|n| n.volumes.iter().all(|vol| vol.ops.is_empty()) && !n.batch && n.queued.is_empty())
-            && self.pending.is_empty()
+        link && self.nodes.iter().all(|n| {
+            n.volumes.iter().all(|vol| vol.ops.is_empty() && vol.undo.is_quiet())
+                && !n.batch
+                && n.queued.is_empty()
+                && n.helpers.is_empty()
+        }) && self.pending.is_empty()
     }
 
     /// Looks at everything that can be looked at now.
@@ -42,6 +43,7 @@ impl World {
             self.check_views();
             self.check_replicas();
             self.check_promises();
+            self.check_undos();
         }
     }
 
@@ -66,11 +68,20 @@ impl World {
             {
                 let engine = self.nodes[node].engine.as_ref();
                 let bits = engine.and_then(|engine| engine.bitmap(Self::volume_nr(volume)));
+                let frozen = self.frozen_blocks(node, volume);
                 self.model.drained(volume, node, 1 - node, |blocks| {
-                    bits.is_some_and(|bits| bits.count() > 0 && bits.any(blocks))
+                    frozen.iter().any(|f| f.start < blocks.end && blocks.start < f.end)
+                        || bits.is_some_and(|bits| bits.count() > 0 && bits.any(blocks))
                 });
             }
         }
+    }
+
+    /// Blocks of writes that a node is to send again: the other one lacks them, whatever both say of their disks.
+    pub(super) fn frozen_blocks(&self, node: usize, volume: usize) -> Vec<std::ops::Range<u64>> {
+        let Some(engine) = self.nodes[node].engine.as_ref() else { return Vec::new() };
+        let ranges = engine.frozen_writes(Self::volume_nr(volume));
+        ranges.iter().map(|r| r.start.0 / 8..r.end().0.div_ceil(8)).collect()
     }
 
     pub(super) fn bits(&self, node: usize, volume: usize) -> Option<&crate::engine::dirty::Bitmap> {
@@ -86,9 +97,10 @@ impl World {
             if connected[A] != connected[B] {
                 continue;
             }
+            let frozen = [A, B].map(|n| self.frozen_blocks(n, volume)).concat();
             let odd = self.differs[volume].iter().copied().find(|page| {
                 let bit = crate::units::BmBit(*page);
-                !a.test(bit) && !b.test(bit)
+                !a.test(bit) && !b.test(bit) && !frozen.iter().any(|f| f.contains(page))
             });
             let clean = a.count() == 0 && b.count() == 0;
             let Some(page) = odd else { continue };
@@ -172,6 +184,20 @@ impl World {
         self.model.adopt(self.tick, node, volume, &contents, &other);
     }
 
+    /// A volume goes Ahead again: not too often in a minute.
+    pub(super) fn went_ahead(&mut self, node: usize, volume: usize) {
+        let now = self.local(node).0;
+        let aheads = &mut self.nodes[node].volumes[volume].aheads;
+        aheads.push_back(now);
+        if aheads.len() > CONGESTION_PHASES_MAX {
+            let first = aheads.pop_front().unwrap_or(now);
+            if now - first < 60_000_000_000 {
+                let text = format!("volume {volume} went Ahead {} times in a minute", CONGESTION_PHASES_MAX + 1);
+                self.fail(Checker::Flapping, text);
+            }
+        }
+    }
+
     pub(super) fn check_memory(&mut self) {
         for node in [A, B] {
             let it = &mut self.nodes[node];
@@ -239,9 +265,11 @@ impl World {
             && self.nodes.iter().all(|n| {
                 n.conn >= ConnState::Connected
                     && n.frozen_until < self.now
+                    && !n.volumes.iter().any(|vol| vol.seen.is_suspended())
                     && n.volumes.iter().all(|vol| vol.ops.is_empty())
                     && !n.batch
                     && n.queued.is_empty()
+                    && n.helpers.is_empty()
             });
         let oldest = self.pending.keys().next().copied().filter(|_| at_work);
         if let (Some(id), Some(before)) = (oldest, self.idle)
@@ -303,7 +331,8 @@ impl World {
             let text = format!("the command {order:?} for volume {volume} was never answered");
             return self.fail(Checker::Requests, text);
         }
-        // A source that passes write errors on stays UpToDate and keeps the bits of what it could not write.
+        // A source that passes write errors on stays UpToDate and keeps the bits of what it could not write. What a device
+        // grew by while the nodes were parted is marked until the next resync, as with 8.4.
         let passes_on =
             self.params.nodes.iter().any(|n| n.disk.on_io_error == crate::engine::options::OnIoError::PassOn);
         for volume in 0..self.differs.len() {
@@ -312,7 +341,7 @@ impl World {
                 .filter_map(|n| self.bits(*n, volume))
                 .map(crate::engine::dirty::Bitmap::count)
                 .sum::<u64>();
-            if self.both_good(volume) && left > 0 && !passes_on {
+            if self.both_good(volume) && left > 0 && !passes_on && !self.grown[volume] {
                 return self.fail(
                     Checker::Settles,
                     format!("both nodes are UpToDate, {left} bits are left: {}", self.describe()),

@@ -12,7 +12,7 @@ use super::world::{Asked, Checker, Pending, World};
 use crate::engine::event::{ClientRequest, Event, RequestId};
 use crate::limits::CLIENT_REQUEST_BYTES_MAX;
 use crate::units::{Sector, SectorRange, Sectors};
-use crate::wire::state::{DiskState, Role};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 /// Largest piece of a client's payload, sectors.
 const PIECE: u64 = 2048;
@@ -43,6 +43,10 @@ impl World {
             }
         }
         let count = count.min(CLIENT_REQUEST_BYTES_MAX / SECTOR as u64);
+        if self.grown[volume] && op != ClientOp::Flush && start + count > self.nodes[node].volumes[volume].size {
+            // The device has not grown yet, and a client sees its end.
+            return;
+        }
         match op {
             ClientOp::Read => {
                 self.ask(node, volume, Asked::Read { start, count }, ClientRequest::Read(range(start, count)));
@@ -123,9 +127,15 @@ impl World {
             let sectors = data.iter().flat_map(|piece| piece.chunks(SECTOR)).zip(start..);
             answers.read = sectors.map(|(bytes, sector)| stamp::content(bytes, sector)).collect();
         }
+        // Two Primaries that are connected have one history; its reads are of the own disk.
+        let alone = |n: &super::node::Node| {
+            let seen = n.volumes[pending.volume].seen;
+            seen.role == Role::Primary && seen.conn < ConnState::Connected
+        };
         let is_primary = |n: &super::node::Node| n.volumes[pending.volume].seen.role == Role::Primary;
-        let split = self.nodes.iter().all(is_primary);
-        let read = Read { node, volume: pending.volume, began: pending.began, now: self.tick, disk, split };
+        let split = self.nodes.iter().all(is_primary) && self.nodes.iter().any(alone);
+        let two = self.params.two_primaries();
+        let read = Read { node, volume: pending.volume, began: pending.began, now: self.tick, disk, split, two };
         let mut sector = start;
         for piece in data {
             for bytes in piece.chunks(SECTOR) {

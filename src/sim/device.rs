@@ -276,7 +276,29 @@ pub struct Device {
     defect: Option<Defect>,
 }
 
+/// A device as readers saw it once.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Image);
+
+impl Snapshot {
+    /// Whether a page was the same; `None`: zeroes.
+    #[must_use]
+    pub fn same(&self, page: u64, now: Option<&[u8]>) -> bool {
+        match (self.0.page(page), now) {
+            (Some(a), Some(b)) => a == b,
+            (Some(only), None) | (None, Some(only)) => only.iter().all(|byte| *byte == 0),
+            (None, None) => true,
+        }
+    }
+}
+
 impl Device {
+    /// What readers see now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.current.clone())
+    }
+
     /// A device of zeroes, `bytes` long (a multiple of 4096).
     #[must_use]
     pub fn new(bytes: u64, rng: Rng) -> Self {
@@ -290,6 +312,14 @@ impl Device {
             completions: 0,
             rng,
             defect: None,
+        }
+    }
+
+    /// The device has `bytes` more (a multiple of 4096).
+    pub fn grow(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        for image in [&mut self.current, &mut self.durable] {
+            image.0.resize(usize::try_from(self.bytes.div_ceil(PAGE)).unwrap_or(0), None);
         }
     }
 

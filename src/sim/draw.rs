@@ -7,25 +7,90 @@ use std::time::Duration;
 
 use super::plan::{ClientOp, Cut, DiskFault, Happening, Moment, NodeParams, Order, Params, Plan, Start, Step, Victims};
 use super::rng::Rng;
-use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::engine::options::{DiskOptions, NetOptions, OnCongestion, OnIoError, ResourceOptions};
+use crate::units::Sectors;
 use crate::wire::digest::AlgName;
 use crate::wire::params::ReplProtocol;
 
 mod clients;
+mod policies;
+mod suspension;
 
 const MIB: u64 = 1 << 20;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
+/// Percent of runs with two Primaries.
+const TWO_PRIMARIES: u64 = 12;
 
 /// The plan of a seed.
 #[must_use]
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::stream(seed, 1);
-    let params = params(seed, &mut rng);
+    let mut params = params(seed, &mut rng);
+    policies::draw(seed, &mut params);
+    // Streams of their own, so that the other runs stay what they are.
+    let (mut two, mut waits) = (Rng::stream(seed, 8), Rng::stream(seed, 20));
+    if two.percent(TWO_PRIMARIES) {
+        two_primaries(&mut params);
+    } else {
+        suspension::draw(&mut params, &mut waits);
+    }
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
-    let steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
+    let mut steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
+    if params.two_primaries() {
+        meetings(&mut two, &mut steps, &params);
+    } else {
+        suspension::orders(&params, &mut waits, &mut steps);
+    }
     Plan { params, steps }
+}
+
+/// Both nodes are Primary: protocol C, and a version that knows how to resolve conflicts.
+fn two_primaries(params: &mut Params) {
+    for node in &mut params.nodes {
+        node.net.two_primaries = true;
+        node.net.protocol = ReplProtocol::C;
+        // Only protocol A knows congestion.
+        node.net.on_congestion = OnCongestion::Block;
+        node.version = node.version.max(100);
+    }
+}
+
+/// What only runs with two Primaries have: writers on both nodes that meet at one place, in the midst of everything else, and the
+/// option that goes off and on again.
+fn meetings(rng: &mut Rng, steps: &mut Vec<Step>, params: &Params) {
+    let end = params.faults_until;
+    for _ in 0..rng.within(10, 60) {
+        let busy =
+            steps.get(usize::try_from(rng.below(steps.len() as u64)).unwrap_or(0)).map_or(SECOND, |step| step.at);
+        let begin = if rng.coin() { busy.max(SECOND) } else { SECOND + rng.below(end - SECOND) };
+        let volume = usize::try_from(rng.below(params.volumes.len() as u64)).unwrap_or(0);
+        let place = rng.pick(&[0, 64, 8192 - 16]);
+        let (width, spread) = (rng.pick(&[1, 4, 16, 64]), rng.pick(&[0, MS / 10, MS, 20 * MS]));
+        for _ in 0..rng.within(2, 8) {
+            let at = begin + rng.below(spread + 1);
+            let (start, count) = (place + rng.below(width), rng.pick(&[1, 2, 8, 8, 16, 40]));
+            let op = match rng.below(10) {
+                0 => ClientOp::Read,
+                1 => ClientOp::Zeroes { fua: rng.coin(), unmap: rng.coin() },
+                2 => ClientOp::Discard,
+                3 => ClientOp::Flush,
+                _ => ClientOp::Write { fua: rng.percent(20) },
+            };
+            let node = usize::from(rng.coin());
+            steps.push(Step { at, what: Happening::Client { op, volume, start, count, node } });
+        }
+    }
+    for _ in 0..rng.pick(&[0, 0, 1, 4]) {
+        let (at, node) = (2 * SECOND + rng.below(end - 2 * SECOND), usize::from(rng.coin()));
+        let mut order = |at, on| {
+            steps.push(Step { at, what: Happening::Order { node, volume: 0, order: Order::TwoPrimaries(on) } });
+        };
+        order(at, false);
+        order(at + rng.around(3 * SECOND), true);
+    }
+    steps.sort_by_key(|step| step.at);
 }
 
 fn params(seed: u64, rng: &mut Rng) -> Params {
@@ -57,6 +122,12 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
             node.version = node.version.max(100);
         }
     }
+    // What came later is drawn from a stream of its own: the runs before it stay what they were.
+    let mut later = Rng::stream(seed, 9);
+    let link_rate = if protocol == ReplProtocol::A { later.pick(&[0, 0, 2 * MIB, 8 * MIB]) } else { 0 };
+    for node in &mut nodes {
+        failing(&mut later, node);
+    }
     Params {
         seed,
         dice: seed,
@@ -64,9 +135,12 @@ fn params(seed: u64, rng: &mut Rng) -> Params {
         volumes,
         start,
         net_ns: rng.pick(&[20_000, 100_000, 1_000_000, 10_000_000]),
+        link_rate,
         fragments: rng.pick(&[0, 0, 5, 50]),
         skewed_sockets: rng.coin(),
         failed_connects: rng.pick(&[0, 0, 0, 20]),
+        helper_ns: 0,
+        helper_fails: 0,
         faults_until: rng.within(30, 90) * SECOND,
     }
 }
@@ -95,6 +169,10 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
     NodeParams {
         net,
         disk,
+        resource: ResourceOptions::default(),
+        helper_ns: 20 * MS,
+        helper_broken: 0,
+        helper_shoots: 0,
         external_meta: rng.percent(60),
         al_stripes: rng.pick(&[(1, 8), (1, 8), (1, 8), (2, 4), (4, 8)]),
         version: rng.pick(&[101, 101, 101, 100, 99, 98, 97, 96]),
@@ -104,6 +182,31 @@ fn node(rng: &mut Rng, net: &NetOptions) -> NodeParams {
         disk_ns: rng.pick(&[20_000, 200_000, 2_000_000]),
         meta_ns: rng.pick(&[None, Some(20_000), Some(2_000_000), Some(10_000_000)]),
         eager_batches: rng.pick(&[100, 50, 0]),
+    }
+}
+
+/// What a node does with a disk that fails or hangs, and with a link that is too slow.
+fn failing(rng: &mut Rng, node: &mut NodeParams) {
+    if node.disk.on_io_error == OnIoError::Detach && rng.coin() {
+        node.disk.on_io_error = OnIoError::CallLocalIoError;
+    }
+    node.disk.disk_timeout = Duration::from_millis(rng.pick(&[0, 0, 300, 1000, 3000]));
+    let congestion = rng.pick(&[
+        OnCongestion::Block,
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::Disconnect,
+    ]);
+    let possible = match congestion {
+        OnCongestion::Block => false,
+        OnCongestion::PullAhead => node.net.protocol == ReplProtocol::A,
+        OnCongestion::Disconnect => rng.percent(20),
+    };
+    if possible {
+        node.net.on_congestion = congestion;
+        node.net.congestion_fill = Sectors(rng.pick(&[0, 16, 128, 128, 1024]));
+        node.net.congestion_extents = rng.pick(&[67, 67, 1237]);
     }
 }
 
@@ -123,6 +226,7 @@ struct Swarm {
     late_crash: u64,
     ambushes: u64,
     pulls: u64,
+    growths: u64,
 }
 
 fn swarm(rng: &mut Rng) -> Swarm {
@@ -142,6 +246,7 @@ fn swarm(rng: &mut Rng) -> Swarm {
         late_crash: often(&[0, 50, 100]),
         ambushes: often(&[0, 6, 12, 20]),
         pulls: often(&[0, 0, 4, 10]),
+        growths: often(&[0, 0, 0, 6]),
     }
 }
 
@@ -177,7 +282,11 @@ impl Draft {
 
     fn draw(mut self, params: &Params) -> Vec<Step> {
         let end = params.faults_until;
-        let swarm = swarm(&mut self.rng);
+        let mut swarm = swarm(&mut self.rng);
+        if policies::drawn(params) {
+            // Split brains are what they are for.
+            (swarm.bold, swarm.cuts) = (swarm.bold.max(30), swarm.cuts.max(12));
+        }
         if self.rng.percent(60) {
             let count = self.rng.within(2, 8);
             self.storms = (0..count).map(|_| 2 * SECOND + self.rng.below(end - 4 * SECOND)).collect();
@@ -265,8 +374,59 @@ impl Draft {
         for at in self.moments(swarm.pulls, end) {
             self.pull(params, at);
         }
+        for at in self.moments(swarm.growths, end).into_iter().take(1) {
+            self.growth(params, at);
+        }
         for at in self.moments(swarm.switch_overs, end) {
             self.add(at, Happening::SwitchOver);
+        }
+    }
+
+    /// The devices of a volume grow, the operator says so, and clients use the new part. One of them may come late, or not.
+    fn growth(&mut self, params: &Params, at: u64) {
+        let (node, volume) = self.where_to(params);
+        let old: u64 = params.volumes[volume].iter().max().copied().unwrap_or(0);
+        // Less than the metadata have, or much more.
+        let kib = self.rng.pick(&[4, 36, 40, 1024, 6 * 1024, 6 * 1024]);
+        let mut ready = at;
+        for which in [node, 1 - node] {
+            let when = at + self.rng.below(20 * MS);
+            let late = which != node && self.rng.percent(20);
+            let when = if late { when + self.rng.around(SECOND) } else { when };
+            self.add(when, Happening::Grow { node: which, volume, kib });
+            ready = ready.max(if late { ready } else { when });
+        }
+        for _ in 0..self.rng.pick(&[1, 1, 2]) {
+            let when = ready + self.rng.around(20 * MS);
+            let node = usize::from(self.rng.coin());
+            self.add(when, Happening::Order { node, volume, order: Order::Resize });
+            if self.rng.percent(50) {
+                // In the middle of the move, on either side of it.
+                let node = if self.rng.percent(70) { node } else { 1 - node };
+                let after = u32::try_from(self.rng.pick(&[1, 1, 2, 3, 5, 10, 25])).unwrap_or(1);
+                let power = self.rng.coin();
+                self.add(when + 1, Happening::Crash { node, power, after });
+                let again = when + self.rng.around(SECOND);
+                self.add(again, Happening::Restart { node, fuse: None, connect_first: false });
+            }
+        }
+        if kib < 2 * 1024 {
+            return;
+        }
+        // The metadata of before are not data that anybody wrote.
+        let (first, last) = (old / 512, (old + (kib << 10) - MIB) / 512 - 64);
+        for _ in 0..self.rng.within(2, 12) {
+            let when = ready + self.rng.around(300 * MS);
+            let start = first + self.rng.below(last - first);
+            let op = self.rng.pick(&[
+                ClientOp::Write { fua: false },
+                ClientOp::Write { fua: false },
+                ClientOp::Write { fua: true },
+                ClientOp::Read,
+                ClientOp::Flush,
+            ]);
+            let count = self.rng.within(1, 40);
+            self.add(when, Happening::Client { op, volume, start, count, node });
         }
     }
 
@@ -340,6 +500,7 @@ impl Draft {
             34 => Order::Rate(u32::try_from(self.rng.pick(&[0, 1, 20])).unwrap_or(0)),
             35 | 36 => Order::Net(u32::try_from(self.rng.within(32, 200)).unwrap_or(32)),
             37 => Order::NewUuid,
+            38 if self.rng.percent(30) => Order::Resize,
             _ => Order::Recycle,
         }
     }

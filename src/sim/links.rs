@@ -14,6 +14,8 @@ use crate::wire::{feature, kind::Socket as WireSocket};
 const SOCKETS: [Socket; 2] = [WireSocket::Data, WireSocket::Meta];
 /// How long the drivers wait before they try to connect again, nanoseconds.
 const RETRY_NS: u64 = 300_000_000;
+/// Nanoseconds of a millisecond, after which a slow link brings its next bytes.
+const MS: u64 = 1_000_000;
 
 impl World {
     fn net_delay(&mut self, socket: Socket) -> u64 {
@@ -108,6 +110,8 @@ impl World {
             return;
         }
         self.coverage.packet(name);
+        self.note_said(node, volume, &packet);
+        let it = &mut self.links[link];
         self.trace.note(self.now, node, 11, packet.payload().map_or(0, |p| p.len() as u64), || {
             format!("sends {socket:?} vol {volume} {}", brief(&packet))
         });
@@ -156,10 +160,12 @@ impl World {
         let pieces = self.dice.net.percent(self.params.fragments);
         let pipe = &mut self.links[link].pipes[from][index(socket)];
         let limit = if pieces { usize::try_from(self.dice.net.within(1, 700)).unwrap_or(1) } else { usize::MAX };
-        pipe.arrive(limit);
+        let slow = self.params.link_rate > 0 && socket == WireSocket::Data;
+        let per_ms = usize::try_from(self.params.link_rate / 1000).unwrap_or(usize::MAX).max(1);
+        pipe.arrive(if slow { limit.min(per_ms) } else { limit });
         pipe.delivering = pipe.has_flight();
         if pipe.delivering {
-            let wait = self.dice.net.below(20_000);
+            let wait = if slow { MS } else { self.dice.net.below(20_000) };
             self.after(wait, Due::Deliver { link, from, socket });
         }
         if self.links[link].pipes[from][index(socket)].has_queued() {
@@ -201,6 +207,7 @@ impl World {
                     self.trace.note(self.now, to, 12, packet.payload().map_or(0, |p| p.len() as u64), || {
                         format!("gets {socket:?} vol {volume} {}", brief(&packet))
                     });
+                    self.look_if_sizes(to, volume, &packet);
                     self.event(to, Event::Packet { link: nr, socket, volume, packet });
                 }
                 Ok(None) => return,
@@ -256,6 +263,7 @@ impl World {
                 self.trace.note(self.now, node, 15, 0, || {
                     format!("gets late, of link {link}, {socket:?} vol {volume} {}", brief(&packet))
                 });
+                self.look_if_sizes(node, volume, &packet);
                 self.event(node, Event::Packet { link: nr, socket, volume, packet });
             }
         }

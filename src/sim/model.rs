@@ -73,8 +73,14 @@ pub struct Scene {
     pub own_good: bool,
     /// The serving node calls the peer connected and good.
     pub peer_good: bool,
+    /// The peer has it, and the own disk, which has just been given up, does not: it is not promised, nor that it is gone.
+    pub only_on_peer: bool,
     /// Protocol letter, as configured on the serving node.
     pub protocol: char,
+    /// The other node is Primary as well.
+    pub peer_primary: bool,
+    /// So it is, and its end of the link stands: what was sent to it may come there yet, over what its clients write meanwhile.
+    pub may_come_late: bool,
     /// Power cuts so far, by node.
     pub powers: [u64; 2],
     /// Failures of the volume's disk so far, by node.
@@ -94,6 +100,8 @@ struct OpenRead {
 pub struct Model {
     pub(super) writes: Vec<Write>,
     pub(super) volumes: Vec<VolumeModel>,
+    /// Writes that ended without an acknowledgement, and may be on their way to the other Primary.
+    late: Vec<WriteId>,
     /// Reads under way, by the number of their request.
     reads: BTreeMap<u64, OpenRead>,
 }
@@ -127,7 +135,12 @@ impl Model {
             era: 0,
             era_start: 0,
         };
-        Self { writes: vec![initial], volumes: sizes.iter().map(volume).collect(), reads: BTreeMap::new() }
+        Self {
+            writes: vec![initial],
+            volumes: sizes.iter().map(volume).collect(),
+            late: Vec::new(),
+            reads: BTreeMap::new(),
+        }
     }
 
     pub(super) fn at(id: WriteId) -> usize {
@@ -183,11 +196,11 @@ impl Model {
 
     /// A client's write ended: acknowledged, or with an error.
     pub fn end_write(&mut self, now: Tick, id: WriteId, ok: bool, scene: &Scene) {
+        if !ok {
+            return self.abandon(now, id, scene.may_come_late);
+        }
         let Some(write) = self.writes.get_mut(Self::at(id)) else { return };
         write.ended = now;
-        if !ok {
-            return;
-        }
         write.acked = true;
         let (own, peer) = (write.node, 1 - write.node);
         let undisturbed = |n: usize| write.powers[n] == scene.powers[n];
@@ -202,6 +215,7 @@ impl Model {
         write.kept[peer] = [remote, remote && write.fua && scene.protocol == 'C'];
         // What the peer confirmed went with its power while this node's half was under way.
         write.lost[peer] |= scene.peer_good && !undisturbed(peer);
+        write.lost[peer] |= scene.only_on_peer;
         write.received_only = scene.protocol == 'B';
         let (volume, start, count) = (write.volume, write.start, write.count);
         let vol = &mut self.volumes[volume];
@@ -261,18 +275,35 @@ impl Model {
                 if write.kept[node][0] && scene.own_good && own_undisturbed {
                     write.kept[node][1] = true;
                 }
-                if write.kept[peer][0] && remote && write.protocol_c {
+                // A peer that is Primary, too, flushes its own clients' writes for its own clients' flushes.
+                let asked = write.node == node || !scene.peer_primary;
+                if write.kept[peer][0] && remote && write.protocol_c && asked {
                     write.kept[peer][1] = true;
                 }
             }
         }
     }
 
-    /// Requests of a node that died end without an answer.
-    pub fn abandon(&mut self, now: Tick, id: WriteId) {
-        if let Some(write) = self.writes.get_mut(Self::at(id)) {
+    /// A write ends with an error, or without an answer because its node died. One that `may_come_late` to the other Primary has not
+    /// ended before that node's end of the link has.
+    pub fn abandon(&mut self, now: Tick, id: WriteId, may_come_late: bool) {
+        if may_come_late {
+            self.late.push(id);
+        } else if let Some(write) = self.writes.get_mut(Self::at(id)) {
             write.ended = write.ended.min(now);
         }
+    }
+
+    /// `node` takes nothing more from the link: what the other node sent has come to it, or never will.
+    pub fn link_ended(&mut self, now: Tick, node: usize, volume: usize) {
+        let writes = &mut self.writes;
+        self.late.retain(|id| match writes.get_mut(Self::at(*id)) {
+            Some(write) if write.node != node && write.volume == volume => {
+                write.ended = write.ended.min(now);
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Contents may go back to anything that is still promised: begins a new era.
@@ -567,10 +598,19 @@ mod tests {
     use super::super::reads::Read;
     use super::*;
 
-    const SCENE: Scene = Scene { own_good: true, peer_good: true, protocol: 'C', powers: [0; 2], failures: [0; 2] };
+    const SCENE: Scene = Scene {
+        own_good: true,
+        peer_good: true,
+        only_on_peer: false,
+        protocol: 'C',
+        peer_primary: false,
+        may_come_late: false,
+        powers: [0; 2],
+        failures: [0; 2],
+    };
 
     fn read(model: &mut Model, began: Tick, now: Tick, write: WriteId) -> Result<(), String> {
-        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false };
+        let read = Read { node: 0, volume: 0, began, now, disk: Some(0), split: false, two: false };
         model.check_read(&read, 3, Content::Write(write))
     }
 

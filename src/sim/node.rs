@@ -7,14 +7,15 @@ use std::io;
 
 use super::device::{Device, OpKind, Ticket};
 use super::plan::{Moment, NodeParams, Victims};
+use super::policy::Said;
 use super::rng::Rng;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError};
-use crate::engine::event::{CommandId, Event, Geometry, LinkNr, OpId, Timer};
+use crate::engine::event::{CommandId, Event, Geometry, HandlerRun, LinkNr, OpId, Timer};
 use crate::engine::load::DiskFacts;
 use crate::engine::state::VolumeState;
 use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, MetaIo, MetaKind, Place};
+use crate::meta::{AlStripes, DeviceSizes, MetaIo, MetaKind, Place};
 use crate::units::{Sectors, Timestamp, VolumeNr};
 use crate::wire::kind::Kind;
 use crate::wire::state::ConnState;
@@ -35,6 +36,8 @@ pub enum Reason {
     Command(CommandId),
     /// Its metadata were written anew.
     Metadata,
+    /// The policies of a split brain, on this link.
+    Policy,
 }
 
 /// What fails next on a volume's devices.
@@ -57,6 +60,8 @@ pub struct SimVolume {
     pub data: Device,
     /// The metadata device, where it is another.
     pub meta: Option<Device>,
+    /// Size of the metadata device that is remembered for internal metadata.
+    pub known_bytes: u64,
     /// The driver has the devices open.
     pub open: bool,
     /// Operations in flight: device operation, whether on the metadata device.
@@ -77,8 +82,18 @@ pub struct SimVolume {
     pub named: BTreeSet<Reason>,
     /// When a write, to the data or to the metadata, failed last: the simulator's step.
     pub write_failed: u64,
+    /// When it went Ahead, in the node's own time, the last few times.
+    pub aheads: VecDeque<u64>,
     /// How often its disk failed or was taken away.
     pub failures: u64,
+    /// What the node told the other about it.
+    pub said: Said,
+    /// The helper before the next resync to this node that was started last.
+    pub helper_run: Option<HandlerRun>,
+    /// Its exit code, once it has ended.
+    pub helper_ended: Option<u8>,
+    /// Its undo files.
+    pub undo: super::undo::SimUndo,
 }
 
 impl SimVolume {
@@ -111,6 +126,13 @@ impl SimVolume {
             Some(_) => Place { kind: MetaKind::FlexExternal, data: Some(Sectors::from_bytes_floor(self.data.len())) },
             None => Place::INTERNAL,
         }
+    }
+
+    /// Sizes of the devices.
+    #[must_use]
+    pub fn sizes(&self) -> DeviceSizes {
+        let data = Sectors::from_bytes_floor(self.data.len());
+        DeviceSizes { data, meta: self.meta.as_ref().map_or(data, |meta| Sectors::from_bytes_floor(meta.len())) }
     }
 
     /// What the devices cannot say about themselves.
@@ -169,6 +191,8 @@ pub struct Node {
     pub life: u64,
     /// Counts power cuts.
     pub powers: u64,
+    /// Helper programs that run.
+    pub helpers: BTreeSet<HandlerRun>,
     /// Commands under way.
     pub commands: BTreeMap<CommandId, (usize, super::plan::Order)>,
     /// Results of commands.
@@ -199,6 +223,8 @@ pub struct Node {
     pub unrelated: bool,
     /// The latest writes are on an Inconsistent disk, and the connection was refused.
     pub newer_inconsistent: bool,
+    /// Refused its peer because one of them is too old to say who is right.
+    pub unresolvable: bool,
     /// Attaches refused in this life.
     pub refused_attach: u32,
     /// Needs `--discard-my-data` at the next connect: a split brain was found.
@@ -217,6 +243,7 @@ impl Node {
                 SimVolume {
                     data: Device::new(*bytes, Rng::new(rng.next_u64())),
                     meta,
+                    known_bytes: *bytes,
                     open: false,
                     ops: BTreeMap::new(),
                     failing: Failing::default(),
@@ -226,7 +253,12 @@ impl Node {
                     forcing: 0,
                     named: BTreeSet::new(),
                     write_failed: 0,
+                    aheads: VecDeque::new(),
                     failures: 0,
+                    said: Said::default(),
+                    helper_run: None,
+                    helper_ended: None,
+                    undo: super::undo::SimUndo::default(),
                     size: 0,
                 }
             })
@@ -246,6 +278,7 @@ impl Node {
             stalled_until: 0,
             life: 0,
             powers: 0,
+            helpers: BTreeSet::new(),
             commands: BTreeMap::new(),
             results: BTreeMap::new(),
             batch: false,
@@ -257,6 +290,7 @@ impl Node {
             actions: Vec::new(),
             unrelated: false,
             newer_inconsistent: false,
+            unresolvable: false,
             must_demote: false,
             refused_attach: 0,
             split_brain: false,
@@ -291,6 +325,7 @@ impl Node {
         self.timers.clear();
         self.wants_link = false;
         self.commands.clear();
+        self.helpers.clear();
         self.batch = false;
         self.doomed = None;
         self.ambush = None;
@@ -308,11 +343,14 @@ impl Node {
             if let Some(meta) = &mut vol.meta {
                 let _ = if power { meta.power_cut() } else { meta.process_crash() };
             }
+            vol.undo.die(power);
             vol.ops.clear();
             vol.open = false;
             vol.opened = false;
             vol.configured = false;
             vol.forcing = 0;
+            vol.helper_ended = None;
+            vol.aheads.clear();
             vol.seen = VolumeState::default();
         }
         changed

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::options::{DiskOptions, NetOptions, ResourceOptions};
 
 /// One node's settings.
 #[derive(Clone, Debug)]
@@ -15,6 +15,14 @@ pub struct NodeParams {
     pub net: NetOptions,
     /// Settings of the disks.
     pub disk: DiskOptions,
+    /// Settings of the resource.
+    pub resource: ResourceOptions,
+    /// Typical time of the fence-peer helper, nanoseconds.
+    pub helper_ns: u64,
+    /// Percent of its runs that are broken.
+    pub helper_broken: u64,
+    /// Percent of the others that shoot the peer, whatever it is doing.
+    pub helper_shoots: u64,
     /// Metadata on a device of its own, with a cache of its own.
     pub external_meta: bool,
     /// Stripes of the activity log's ring, and their size in blocks of 4 KiB.
@@ -50,6 +58,14 @@ pub enum Start {
     OddFlags,
 }
 
+impl Params {
+    /// Both nodes are to be Primary.
+    #[must_use]
+    pub fn two_primaries(&self) -> bool {
+        self.nodes.iter().all(|node| node.net.two_primaries)
+    }
+}
+
 /// Everything that is drawn before the first step.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -65,12 +81,18 @@ pub struct Params {
     pub start: Start,
     /// Typical one-way delay of the network, nanoseconds.
     pub net_ns: u64,
+    /// Bytes per second that the data socket carries; 0: as many as there are.
+    pub link_rate: u64,
     /// Percent of deliveries that bring only a piece.
     pub fragments: u64,
     /// The two sockets have delays of their own.
     pub skewed_sockets: bool,
     /// Percent of the two nodes' attempts to connect that break off.
     pub failed_connects: u64,
+    /// Typical time of a helper program, nanoseconds; 0: it has ended when it was started.
+    pub helper_ns: u64,
+    /// Percent of the helper programs that fail.
+    pub helper_fails: u64,
     /// End of the phase with faults, nanoseconds.
     pub faults_until: u64,
 }
@@ -164,14 +186,22 @@ pub enum Order {
     PauseSync,
     /// resume-sync.
     ResumeSync,
+    /// suspend-io.
+    SuspendIo,
+    /// resume-io.
+    ResumeIo,
     /// disk-options: keep the activity log or not.
     AlUpdates(bool),
     /// disk-options: fixed resync rate in MiB/s; 0: none.
     Rate(u32),
     /// net-options: another value for max-epoch-size and max-buffers.
     Net(u32),
+    /// net-options: allow-two-primaries.
+    TwoPrimaries(bool),
     /// new-current-uuid.
     NewUuid,
+    /// resize.
+    Resize,
     /// down, then up.
     Recycle,
 }
@@ -274,6 +304,15 @@ pub enum Happening {
         /// How many.
         count: u32,
     },
+    /// A volume's device grows; nobody is told.
+    Grow {
+        /// Which node.
+        node: usize,
+        /// Index of the volume.
+        volume: usize,
+        /// By how much.
+        kib: u64,
+    },
     /// A node's disks answer nothing for so many milliseconds.
     DiskStall {
         /// Which node.
@@ -362,12 +401,17 @@ impl fmt::Display for Params {
         )?;
         writeln!(
             f,
-            "network: {} us, {} % in pieces, skewed sockets {}, {} % of connects fail",
+            "network: {} us, {} bytes/s, {} % in pieces, skewed sockets {}, {} % of connects fail",
             self.net_ns / 1000,
+            self.link_rate,
             self.fragments,
             self.skewed_sockets,
             self.failed_connects
         )?;
+        writeln!(f, "helpers: {} ms, {} % fail", self.helper_ns / 1_000_000, self.helper_fails)?;
+        if self.two_primaries() {
+            writeln!(f, "both nodes are to be Primary")?;
+        }
         writeln!(f, "volumes (bytes by node): {:?}", self.volumes)?;
         for (name, node) in ["A", "B"].iter().zip(&self.nodes) {
             writeln!(
@@ -389,9 +433,22 @@ impl fmt::Display for Params {
             )?;
             writeln!(
                 f,
-                "{name}: on-io-error {:?}, rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
+                "{name}: fencing {:?}, suspends without data {}, helper {} ms, {} % broken, {} % shoot",
+                node.disk.fencing,
+                node.resource.suspend_without_data,
+                node.helper_ns / 1_000_000,
+                node.helper_broken,
+                node.helper_shoots
+            )?;
+            writeln!(
+                f,
+                "{name}: on-io-error {:?}, disk-timeout {:?}, on-congestion {:?} ({}, {}), rate {:?}, max-epoch-size {}, max-buffers {}, timeout {:?}, ping {:?}/{:?}, ko-count {}, \
                  use-rle {}, integrity {:?}",
                 node.disk.on_io_error,
+                node.disk.disk_timeout,
+                node.net.on_congestion,
+                node.net.congestion_fill,
+                node.net.congestion_extents,
                 node.disk.resync_rate,
                 node.net.max_epoch_size,
                 node.net.max_buffers,
@@ -401,6 +458,16 @@ impl fmt::Display for Params {
                 node.net.ko_count,
                 node.net.use_rle,
                 node.net.integrity_alg
+            )?;
+            let net = &node.net;
+            writeln!(
+                f,
+                "{name}: after-sb {}/{}/{}, always-asbp {}, rr-conflict {:?}",
+                net.after_sb_0p.text(),
+                net.after_sb_1p.text(),
+                net.after_sb_2p.text(),
+                net.always_asbp,
+                net.rr_conflict
             )?;
         }
         Ok(())

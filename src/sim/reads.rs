@@ -12,8 +12,12 @@
 //! acknowledged writes: a power cut took them from its cache, or under protocols A and B they never came there. That begins a new
 //! era, in which nothing goes back again.
 //!
+//! **Two Primaries.** While writes of both nodes meet, each disk shows them in an order of its own until both are acknowledged (a
+//! write that is to be sent again is on its node's disk before and after the one that it met). So only reads that begin after the
+//! acknowledgement of what they return are put in order.
+//!
 //! **Does not check**: the order of reads of different disks while a write is under way or after it failed; the reads of two
-//! Primaries that are parted, against each other; which of several writes of zeroes a zero came from.
+//! Primaries that are parted, against each other; with two Primaries, of writes that nobody acknowledged; which of several writes of zeroes a zero came from.
 
 use super::model::{INITIAL, Model, NEVER, Tick, Write};
 use super::sectors::{Candidate, Sight};
@@ -34,6 +38,8 @@ pub struct Read {
     pub disk: Option<usize>,
     /// Both nodes are Primary, each with a history of its own.
     pub split: bool,
+    /// Both nodes may be Primary at the same time.
+    pub two: bool,
 }
 
 impl Model {
@@ -43,7 +49,7 @@ impl Model {
     /// # Errors
     /// Words about what is wrong.
     pub fn check_read(&mut self, read: &Read, sector: u64, content: Content) -> Result<(), String> {
-        let Read { node, volume, began, now, disk, split } = *read;
+        let Read { node, volume, began, now, disk, split, two } = *read;
         let own = disk == Some(node);
         let state = self.volumes[volume].state(sector);
         let mut found = self.matching(state, content);
@@ -65,11 +71,14 @@ impl Model {
             return Ok(());
         }
         let id = found[0];
-        // What was still under way then, on a node that lives, may come yet.
-        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start;
+        // What was still under way then, on a node that lives, may come yet; and what a dead one sent to the other Primary, too.
+        let settled = |write: &Write| write.invoked < era_start && write.ended <= era_start && (write.acked || !two);
         let is_old = |id: WriteId| settled(&self.writes[Self::at(id)]) || id == INITIAL;
         let firm = |id: WriteId| self.writes[Self::at(id)].acked || is_old(id);
         let old = is_old(id);
+        if two && !old && (!firm(id) || self.writes[Self::at(id)].ended >= began) {
+            return Ok(());
+        }
         if old
             && let Some((seen_in, other)) = state.chosen
             && seen_in == era

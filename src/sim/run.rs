@@ -120,6 +120,7 @@ impl World {
         self.params.failed_connects = 0;
         // Where pings time out by themselves no resync ever ends.
         self.params.net_ns = self.params.net_ns.min(200_000);
+        self.params.link_rate = 0;
         self.params.skewed_sockets = false;
     }
 

@@ -19,7 +19,7 @@ use super::stamp::{Content, WriteId};
 use super::world::{A, Answers, B, World};
 use crate::engine::dirty::Bitmap;
 use crate::engine::fault::Fault;
-use crate::engine::options::{DiskOptions, NetOptions, OnIoError};
+use crate::engine::options::{DiskOptions, NetOptions, OnIoError, ResourceOptions};
 use crate::units::BmBit;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::ConnState;
@@ -61,6 +61,10 @@ impl Scenario {
                 ..NetOptions::default()
             },
             disk: DiskOptions { al_extents: 67, ..DiskOptions::default() },
+            resource: ResourceOptions::default(),
+            helper_ns: 20_000_000,
+            helper_broken: 0,
+            helper_shoots: 0,
             external_meta: false,
             al_stripes: (1, 8),
             version: 101,
@@ -78,9 +82,12 @@ impl Scenario {
             volumes: vec![[8 * MIB; 2]],
             start: Start::Skipped,
             net_ns: 100_000,
+            link_rate: 0,
             fragments: 0,
             skewed_sockets: false,
             failed_connects: 0,
+            helper_ns: 0,
+            helper_fails: 0,
             faults_until: 0,
         };
         Self { params, inject: None }
@@ -105,10 +112,24 @@ impl Scenario {
         self.nodes(|n| n.version = version)
     }
 
+    /// Helper programs take about this long, and so many percent of them fail.
+    #[must_use]
+    pub const fn helpers(mut self, ms: u64, fails: u64) -> Self {
+        (self.params.helper_ns, self.params.helper_fails) = (ms * 1_000_000, fails);
+        self
+    }
+
     /// What both nodes do when their disk fails.
     #[must_use]
     pub fn on_io_error(self, policy: OnIoError) -> Self {
         self.nodes(|n| n.disk.on_io_error = policy)
+    }
+
+    /// The data socket carries so many MiB/s.
+    #[must_use]
+    pub const fn slow_link(mut self, mib: u64) -> Self {
+        self.params.link_rate = mib * MIB;
+        self
     }
 
     /// Metadata on devices of their own.
@@ -421,6 +442,12 @@ impl Story {
     pub fn state(&self, node: usize, volume: usize) -> String {
         let s = self.world.nodes[node].volumes[volume].seen;
         format!("{} {}/{} {}/{}", s.conn, s.role, s.peer, s.disk, s.pdsk)
+    }
+
+    /// Whether a node has closed a volume's devices: it says Diskless a moment earlier.
+    #[must_use]
+    pub fn has_closed(&self, node: usize, volume: usize) -> bool {
+        !self.world.nodes[node].volumes[volume].open
     }
 
     fn bitmap(&self, node: usize, volume: usize) -> Option<&Bitmap> {

@@ -11,19 +11,19 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::coverage::{Coverage, Group};
-use super::device::PAGE;
-use super::model::{Model, Scene, Tick};
+use super::coverage::Coverage;
+use super::fencing::Fence;
+use super::model::{Model, Tick};
 use super::net::Link;
 use super::node::{Ambush, Node};
 use super::plan::{Happening, Params, Plan, Step};
 use super::rng::Rng;
 use super::stamp::{Content, WriteId};
 use super::trace::Trace;
-use crate::engine::event::{Event, OpId, RequestId, Socket, Timer};
+use crate::engine::event::{Event, HandlerRun, OpId, RequestId, Socket, Timer};
 use crate::engine::fault::Fault;
+use crate::engine::undo::UndoAnswer;
 use crate::units::Timestamp;
-use crate::wire::state::{ConnState, DiskState, Role};
 
 /// Node numbers.
 pub const A: usize = 0;
@@ -58,8 +58,14 @@ pub(super) enum Due {
     Connect,
     /// What the driver had taken from a link before it learned of the end reaches the engine.
     Late { link: usize, node: usize, life: u64 },
+    /// A helper program ends.
+    Program { node: usize, life: u64, run: HandlerRun, code: u8 },
+    /// Whoever keeps a node's undo files answers.
+    Undo { node: usize, life: u64, volume: usize, answer: UndoAnswer },
     /// A node that an ambush hit starts again.
     Back { node: usize },
+    /// A fence-peer helper ends; `losses` of the peer so far when it began.
+    Helper { node: usize, life: u64, run: HandlerRun, losses: u64 },
     /// A step of the plan.
     Step(usize),
 }
@@ -73,6 +79,9 @@ impl Due {
             | Self::Lost { node, .. }
             | Self::Continue { node, .. }
             | Self::Late { node, .. }
+            | Self::Helper { node, .. }
+            | Self::Program { node, .. }
+            | Self::Undo { node, .. }
             | Self::Batch { node, .. } => Some(*node),
             Self::Deliver { from, .. } => Some(1 - *from),
             Self::Handover { from, .. } => Some(*from),
@@ -107,14 +116,20 @@ pub enum Checker {
     Discarded,
     /// P6: settles after the faults.
     Settles,
+    /// Ahead and Behind do not take turns.
+    Flapping,
     /// Metadata can be attached after every crash.
     Metadata,
     /// Collections stay within their limits.
     Memory,
     /// Every request is answered once.
     Requests,
+    /// P7: nothing is acknowledged while I/O has to be frozen.
+    Frozen,
     /// Status tells the truth.
     Status,
+    /// What a split brain's victim had can be restored.
+    Undo,
     /// Nobody panics, packets are legal.
     Sanity,
 }
@@ -130,10 +145,13 @@ impl Checker {
             Self::Covered => "P4 covered",
             Self::Discarded => "P5 discarded",
             Self::Settles => "P6 settles",
+            Self::Flapping => "flapping",
+            Self::Frozen => "P7 frozen",
             Self::Metadata => "metadata",
             Self::Memory => "memory",
             Self::Requests => "requests",
             Self::Status => "status",
+            Self::Undo => "undo",
             Self::Sanity => "sanity",
         }
     }
@@ -215,6 +233,10 @@ pub struct World {
     pub(super) next_id: u64,
     /// Pages of the data areas that differ between the nodes, by volume.
     pub(super) differs: Vec<BTreeSet<u64>>,
+    /// A device of the volume has grown.
+    pub(super) grown: Vec<bool>,
+    /// Bytes of a volume that has grown which both nodes had as data at some time.
+    pub(super) compared: Vec<u64>,
     /// Pages whose contents or promises changed since they were last compared with the promises, by node and volume.
     pub(super) unchecked: [Vec<BTreeSet<u64>>; 2],
     /// Volumes of which everything is to be compared.
@@ -224,6 +246,7 @@ pub struct World {
     /// When the last resync of a volume began.
     pub(super) resync_since: Vec<Tick>,
     pub(super) dice: Dice,
+    pub(super) fences: [Fence; 2],
     pub(super) trace: Trace,
     pub(super) coverage: Coverage,
     pub(super) stats: Stats,
@@ -251,6 +274,9 @@ pub(super) struct Dice {
     pub net: Rng,
     pub driver: Rng,
     pub engine: Rng,
+    pub helpers: Rng,
+    pub helper: Rng,
+    pub undo: Rng,
 }
 
 impl World {
@@ -262,7 +288,7 @@ impl World {
         let mut disks = Rng::stream(seed, 3);
         let sizes = |n: usize| params.volumes.iter().map(|size| size[n]).collect::<Vec<_>>();
         let nodes = [0, 1].map(|n| Node::new(params.nodes[n].clone(), &sizes(n), &mut disks));
-        let sectors: Vec<u64> = params.volumes.iter().map(|[a, b]| (*a.max(b)).div_ceil(512)).collect();
+        let sectors = super::growth::sectors(plan);
         let count = params.volumes.len();
         let mut world = Self {
             params,
@@ -281,6 +307,8 @@ impl World {
             pending: BTreeMap::new(),
             next_id: 0,
             differs: vec![BTreeSet::new(); count],
+            grown: vec![false; count],
+            compared: vec![0; count],
             unchecked: [vec![BTreeSet::new(); count], vec![BTreeSet::new(); count]],
             unchecked_all: vec![false; count],
             resync_since: vec![0; count],
@@ -290,7 +318,11 @@ impl World {
                 net: Rng::stream(seed, 5),
                 driver: Rng::stream(seed, 6),
                 engine: Rng::stream(seed, 7),
+                helpers: Rng::stream(seed, 22),
+                helper: Rng::stream(seed, 21),
+                undo: Rng::stream(seed, 8),
             },
+            fences: [Fence::default(); 2],
             trace: Trace::new(lines),
             coverage: Coverage::default(),
             stats: Stats::default(),
@@ -385,16 +417,32 @@ impl World {
             Due::Lost { link, node, reason } => self.link_lost(link, node, reason),
             Due::Connect => self.connect(),
             Due::Late { link, node, life } if self.nodes[node].life == life => self.late_packets(link, node),
+            Due::Program { node, life, run, code } if self.nodes[node].life == life => {
+                self.program_ends(node, run, code);
+            }
+            Due::Undo { node, life, volume, answer } if self.nodes[node].life == life => {
+                self.undo_done(node, volume, answer);
+            }
             Due::Back { node } => {
                 self.nodes[node].doomed = None;
                 self.restart(node, None, false);
+            }
+            Due::Helper { node, life, run, losses } if self.nodes[node].life == life => {
+                self.helper_ends(node, run, losses);
             }
             Due::Step(at) => {
                 let step = self.steps[at];
                 self.trace.note(self.now, NOBODY, 1, at as u64, || format!("step {at}: {:?}", step.what));
                 self.play(step.what);
             }
-            Due::Disk { .. } | Due::Timer { .. } | Due::Continue { .. } | Due::Batch { .. } | Due::Late { .. } => {}
+            Due::Disk { .. }
+            | Due::Timer { .. }
+            | Due::Continue { .. }
+            | Due::Batch { .. }
+            | Due::Helper { .. }
+            | Due::Program { .. }
+            | Due::Late { .. }
+            | Due::Undo { .. } => {}
         }
     }
 
@@ -487,90 +535,6 @@ impl World {
         }
     }
 
-    // --- what the checkers need ---
-
-    /// What a node says about itself and its peer, for the model.
-    pub(super) fn scene(&self, node: usize, volume: usize) -> Scene {
-        let state = &self.nodes[node].volumes[volume].seen;
-        let told = matches!(
-            state.conn,
-            ConnState::Connected
-                | ConnState::SyncTarget
-                | ConnState::PausedSyncT
-                | ConnState::VerifyS
-                | ConnState::VerifyT
-        );
-        Scene {
-            own_good: state.disk == DiskState::UpToDate,
-            peer_good: told && state.pdsk == DiskState::UpToDate,
-            protocol: match self.params.nodes[node].net.protocol {
-                crate::wire::params::ReplProtocol::A => 'A',
-                crate::wire::params::ReplProtocol::B => 'B',
-                crate::wire::params::ReplProtocol::C => 'C',
-            },
-            powers: [self.nodes[A].powers, self.nodes[B].powers],
-            failures: [A, B].map(|n| self.nodes[n].volumes[volume].failures),
-        }
-    }
-
-    /// Something is wrong: the run ends.
-    pub(super) fn fail(&mut self, checker: Checker, text: String) {
-        if self.violation.is_none() && self.deaf != Some(checker) {
-            self.trace.note(self.now, NOBODY, 3, 0, || format!("VIOLATION {}: {text}", checker.name()));
-            self.violation = Some(Violation { checker, text, at: self.now });
-        }
-    }
-
-    /// Pages of a node's data device changed: are they still equal on both?
-    pub(super) fn touched(&mut self, node: usize, volume: usize, start: u64, len: u64) {
-        let limit = self.data_bytes(volume);
-        let mut at = start / PAGE * PAGE;
-        while at < (start + len).min(limit) {
-            let page = at / PAGE;
-            self.compare_page(volume, page);
-            self.unchecked[node][volume].insert(page);
-            at += PAGE;
-        }
-    }
-
-    fn compare_page(&mut self, volume: usize, page: u64) {
-        let (a, b) = (self.nodes[A].volumes[volume].data.page(page), self.nodes[B].volumes[volume].data.page(page));
-        let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-        let equal = match (a, b) {
-            (Some(a), Some(b)) => a == b,
-            (Some(only), None) | (None, Some(only)) => zero(only),
-            (None, None) => true,
-        };
-        if equal {
-            self.differs[volume].remove(&page);
-        } else {
-            self.differs[volume].insert(page);
-        }
-    }
-
-    /// Bytes of a volume that both nodes use for data.
-    pub(super) fn data_bytes(&self, volume: usize) -> u64 {
-        // Internal metadata of devices of these sizes take less than the last MiB, of which clients use nothing.
-        self.params.volumes[volume].iter().min().copied().unwrap_or(0).saturating_sub(1 << 20)
-    }
-
-    /// The node where a volume is Primary, if there is exactly one.
-    #[must_use]
-    pub fn primary(&self, volume: usize) -> Option<usize> {
-        let is = |n: usize| self.nodes[n].is_up() && self.nodes[n].volumes[volume].seen.role == Role::Primary;
-        match (is(A), is(B)) {
-            (true, false) => Some(A),
-            (false, true) => Some(B),
-            _ => None,
-        }
-    }
-
-    /// Counts a fault.
-    pub(super) fn fault(&mut self, name: &str) {
-        self.stats.faults += 1;
-        self.coverage.count(Group::Fault, name);
-    }
-
     /// Plays one step now.
     pub(super) fn play(&mut self, what: Happening) {
         match what {
@@ -601,6 +565,7 @@ impl World {
             }
             Happening::Restart { node, fuse, connect_first } => self.restart(node, fuse, connect_first),
             Happening::DiskFault { node, volume, kind, count } => self.disk_fault(node, volume, kind, count),
+            Happening::Grow { node, volume, kib } => self.grow(node, volume, kib),
             Happening::DiskStall { node, ms } => {
                 self.fault("disk stall");
                 self.nodes[node].stalled_until = self.now + ms * 1_000_000;

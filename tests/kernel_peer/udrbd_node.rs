@@ -16,6 +16,7 @@ const SOON: Duration = Duration::from_secs(60);
 const PYTHON: &str = "/usr/bin/python3";
 
 pub struct UdrbdNode {
+    holder: Option<Leash>,
     daemon: Option<Leash>,
     netns: PathBuf,
     dir: PathBuf,
@@ -23,6 +24,8 @@ pub struct UdrbdNode {
     name: String,
     /// Further arguments of the daemon.
     arguments: Vec<String>,
+    /// Bytes of the log that do not count any more.
+    log_from: std::cell::Cell<usize>,
 }
 
 /// The two programs: cargo names the daemon, the admin tool lies beside it.
@@ -74,12 +77,14 @@ impl UdrbdNode {
         let file = dir.join("drbd.conf");
         std::fs::write(&file, conf.render()).map_err(|err| LabError::io("write drbd.conf", &err))?;
         let mut node = Self {
+            holder: None,
             daemon: None,
             netns: lab.netns().to_owned(),
             dir,
             conf: file,
             name: name.to_owned(),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+            log_from: std::cell::Cell::new(0),
         };
         node.run_daemon()?;
         Ok(node)
@@ -88,6 +93,54 @@ impl UdrbdNode {
     /// Makes `conf` the node's drbd.conf.
     pub fn configure(&self, conf: &Conf) -> Result<(), LabError> {
         std::fs::write(&self.conf, conf.render()).map_err(|err| LabError::io("write drbd.conf", &err))
+    }
+
+    /// The same with a text.
+    pub fn configure_text(&self, conf: &str) -> Result<(), LabError> {
+        std::fs::write(&self.conf, conf).map_err(|err| LabError::io("write drbd.conf", &err))
+    }
+
+    /// What the daemon has logged.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// What is logged from here on is what [`UdrbdNode::log_since`] gives.
+    pub fn forget_log(&self) {
+        self.log_from.set(self.log_text().len());
+    }
+
+    /// What the daemon has logged since [`UdrbdNode::forget_log`].
+    pub fn log_since(&self) -> String {
+        self.log_text().get(self.log_from.get()..).unwrap_or_default().to_owned()
+    }
+
+    /// Opens volume 0 and keeps it open until told otherwise.
+    pub fn hold(&mut self, open: bool) -> Result<(), LabError> {
+        if !open {
+            self.holder = None;
+            return wait_until("the NBD client's end", SOON, || {
+                let said = self.drbdctl("status r0 --json")?;
+                Ok(if said.contains("\"open-count\": 1") { Err(said) } else { Ok(()) })
+            });
+        }
+        let ready = self.dir.join("holding");
+        let _ = std::fs::remove_file(&ready);
+        let log = File::create(self.dir.join("holder.log")).map_err(|err| LabError::io("create a log", &err))?;
+        let program = "import nbd, sys, time\nh = nbd.NBD()\nh.connect_uri(sys.argv[1])\nopen(sys.argv[2], 'w').close()\n\
+                       time.sleep(1000)\n";
+        let argv = vec![PYTHON.into(), "-c".into(), program.into(), self.uri(0).into(), ready.clone().into()];
+        let spec = Spec {
+            argv,
+            netns: None,
+            env: Vec::new(),
+            stderr: log,
+            scope: Scope::Process,
+            redirections: String::new(),
+            dir: self.dir.clone(),
+        };
+        self.holder = Some(Leash::start(spec, |_| {})?);
+        wait_until("an open device", SOON, || Ok(if ready.exists() { Ok(()) } else { Err("not open".to_owned()) }))
     }
 
     /// Starts the daemon again after [`UdrbdNode::kill`], over the same run directory.
@@ -133,6 +186,10 @@ impl UdrbdNode {
 
     /// `drbdctl ARGS` (words without blanks), which must succeed.
     pub fn drbdctl(&self, args: &str) -> Result<String, LabError> {
+        run(&mut self.command(args), &format!("drbdctl {args}"))
+    }
+
+    fn command(&self, args: &str) -> Command {
         let (_, tool) = programs();
         // In the lab's network: drbdctl checks, as drbdadm does, that this host has the configured address.
         let mut command = Command::new("nsenter");
@@ -144,7 +201,15 @@ impl UdrbdNode {
             .arg(&self.conf)
             .args(["--hostname", &self.name]);
         command.arg("--socket").arg(self.dir.join("control.sock")).args(args.split_whitespace());
-        run(&mut command, &format!("drbdctl {args}"))
+        command
+    }
+
+    /// `drbdctl ARGS`, whatever comes of it: its exit code, and what it said.
+    pub fn try_drbdctl(&self, args: &str) -> Result<(i32, String), LabError> {
+        let output = self.command(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|err| LabError::io(format_args!("run drbdctl {args}"), &err))?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        Ok((output.status.code().unwrap_or(-1), text))
     }
 
     /// Waits until `drbdctl role|cstate|dstate r0` answers `should` for each volume.
@@ -206,6 +271,32 @@ impl UdrbdNode {
             ),
         )?;
         std::fs::read(&file).map_err(|err| LabError::io("read a data file", &err))
+    }
+
+    /// Writes `writes` times at random places of the first `sectors` sectors of volume 0, with up to `depth` requests in
+    /// flight: data, zeroes and discards of random sizes.
+    pub fn storm(&self, seed: u32, writes: u32, depth: u32, sectors: u32) -> Result<(), LabError> {
+        self.nbd(
+            0,
+            &format!(
+                "import random\n\
+                 r = random.Random({seed})\n\
+                 pending = []\n\
+                 def settle(cookie):\n\
+                 \x20   while not h.aio_command_completed(cookie): h.poll(-1)\n\
+                 for i in range({writes}):\n\
+                 \x20   count = r.choice([1, 1, 2, 8, 8, 16, 32])\n\
+                 \x20   start = r.randrange({sectors} - count + 1)\n\
+                 \x20   kind = r.randrange(20)\n\
+                 \x20   if kind == 0: pending.append(h.aio_zero(count * 512, start * 512))\n\
+                 \x20   elif kind == 1: pending.append(h.aio_trim(count * 512, start * 512))\n\
+                 \x20   else: pending.append(h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([r.randrange(256)]) * (count * 512)), start * 512))\n\
+                 \x20   if len(pending) >= {depth}: settle(pending.pop(0))\n\
+                 for cookie in pending: settle(cookie)\n\
+                 h.flush()\n"
+            ),
+        )
+        .map(drop)
     }
 
     /// Zeroes `len` bytes at `offset` of volume `nr`.

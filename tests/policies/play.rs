@@ -3,79 +3,14 @@
 #![expect(clippy::print_stdout, reason = "a line for every cell: the matrix takes its time")]
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::time::Duration;
 
-use xtask::harness::{Case, Verdict};
-use xtask::lab::drbd::{Conf, KernelNode, compare_replicas, noise};
-use xtask::lab::{GuestOptions, Lab, LabError, check_available, wait_until};
+use xtask::harness::Verdict;
+use xtask::lab::drbd::{Conf, compare_replicas, noise};
+use xtask::lab::{Lab, LabError};
 
+use crate::bench::{self, Bench, PAIRS, alone, asked, decided, letters, pair_name, until};
 use crate::cells::{self, Cell};
-use crate::side::{DISK_BYTES, Side, Told, host, kernel_image, udrbd_image};
-use crate::udrbd_node::UdrbdNode;
-
-/// The only case: cells share the booted nodes.
-pub const CASES: &[Case<Bench>] = &[Case { name: "policies::all_pairs_decide_alike", run: matrix }];
-
-/// Which nodes are kernels.
-const PAIRS: [[bool; 2]; 4] = [[true, true], [true, false], [false, true], [false, false]];
-fn pair_name(kernels: [bool; 2]) -> String {
-    let name = |kernel: bool| if kernel { "kernel" } else { "udrbd" };
-    format!("{}/{}", name(kernels[0]), name(kernels[1]))
-}
-
-/// How long two nodes may take to come to a decision and carry it out.
-const DECIDED: Duration = Duration::from_secs(40);
-
-/// The lab and two kernel nodes.
-pub struct Bench {
-    kernels: [KernelNode; 2],
-    lab: Lab,
-    udrbd_missing: Option<String>,
-}
-
-impl Bench {
-    pub fn new() -> Result<Self, String> {
-        if !asked() {
-            return Err(String::from("played by `cargo xtask policies` only"));
-        }
-        check_available().map_err(|why| why.to_string())?;
-        let make = || -> Result<Self, LabError> {
-            let lab = Lab::new(2)?;
-            let boot = |place: usize, nr: u8| {
-                blank(&kernel_image(&lab, place))?;
-                blank(&udrbd_image(&lab, place))?;
-                KernelNode::new(&lab, lab.boot(nr, &GuestOptions::with_disks([kernel_image(&lab, place)]))?)
-            };
-            let (one, two) = std::thread::scope(|scope| {
-                let other = scope.spawn(|| boot(1, 2));
-                (boot(0, 1), other.join())
-            });
-            let two = two.map_err(|_panic| LabError::new("the thread that booted node 2 panicked"))?;
-            Ok(Self { kernels: [one?, two?], lab, udrbd_missing: UdrbdNode::missing() })
-        };
-        make().map_err(|why| why.to_string())
-    }
-
-    pub fn after_failure(&mut self) -> String {
-        let mut text = String::new();
-        for node in &self.kernels {
-            let _ = write!(text, "---- n{}\n{}", node.guest.nr(), node.report());
-        }
-        for name in ["u1", "u2"] {
-            let _ = write!(text, "---- {name}\n{}", UdrbdNode::log_tail_of(&self.lab, name));
-        }
-        text
-    }
-}
-
-fn blank(path: &Path) -> Result<(), LabError> {
-    let make = || {
-        let file = std::fs::File::options().write(true).create(true).truncate(true).open(path)?;
-        file.set_len(DISK_BYTES)
-    };
-    make().map_err(|err| LabError::io(format_args!("make {}", path.display()), &err))
-}
+use crate::side::{Side, Told};
 
 /// What came out of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +36,7 @@ impl Decision {
 }
 
 fn conf(cell: &Cell, kernels: [bool; 2], lab: &Lab) -> Conf {
-    let mut conf = Conf::new([host(kernels[0], 0, lab), host(kernels[1], 1, lab)]);
+    let mut conf = bench::conf(kernels, lab);
     let zero = match cell.zero {
         "discard-first" => format!("discard-node-{}", conf.hosts[0].name),
         "discard-second" => format!("discard-node-{}", conf.hosts[1].name),
@@ -110,33 +45,17 @@ fn conf(cell: &Cell, kernels: [bool; 2], lab: &Lab) -> Conf {
     conf.net.push(format!("after-sb-0pri {zero};"));
     conf.net.push(format!("after-sb-1pri {};", cell.one));
     conf.net.push(format!("after-sb-2pri {};", cell.two));
-    conf.net.push(String::from("allow-two-primaries yes;"));
-    conf.net.push(String::from("connect-int 1;"));
     conf
 }
 
-/// Waits until `so` holds of what both nodes say.
-fn until(sides: &[Side<'_>; 2], what: &str, so: impl Fn(&[Told; 2]) -> bool) -> Result<[Told; 2], LabError> {
-    wait_until(what, DECIDED, || {
-        let told = [sides[0].told()?, sides[1].told()?];
-        Ok(if so(&told) { Ok(told) } else { Err(format!("{told:?}")) })
-    })
-}
-
-fn alone(told: &Told) -> bool {
-    matches!(told.cstate.as_str(), "StandAlone" | "WFConnection")
-}
-
-/// Both parted and one of them for good, or both connected and good.
-fn decided(told: &[Told; 2]) -> bool {
-    let together = |t: &Told| t.cstate == "Connected" && t.dstate == "UpToDate/UpToDate";
-    (told.iter().all(alone) && told.iter().any(|t| t.cstate == "StandAlone")) || told.iter().all(together)
-}
-
 fn play(cell: &Cell, seed: u64, sides: &[Side<'_>; 2], conf: &Conf) -> Result<Decision, LabError> {
+    // Both down before one is up: it would meet the other one with the settings of the last cell.
     for side in sides {
         side.configure(conf)?;
-        side.admin_all(&["down r0", "create-md --force r0", "up r0"])?;
+        side.admin_all(&["down r0", "create-md --force r0"])?;
+    }
+    for side in sides {
+        side.admin("up r0")?;
     }
     until(sides, "two new nodes", |told| told.iter().all(|t| t.cstate == "Connected"))?;
     // Not by skipping the first sync: what the last cell left on the disks differs.
@@ -178,30 +97,9 @@ fn play(cell: &Cell, seed: u64, sides: &[Side<'_>; 2], conf: &Conf) -> Result<De
         [a, _] if a == before[1][0] => "second",
         _ => "a new generation",
     };
-    Ok(Decision { survivor, told, generations: letters(&before, &after) })
-}
-
-/// Names identifiers: S what both descend from, A and B what each had, other letters for what is new.
-fn letters(before: &[[u64; 4]; 2], after: &[[u64; 4]; 2]) -> [String; 2] {
-    let mut known = vec![(0, '0'), (before[0][0], 'A'), (before[1][0], 'B'), (before[0][1], 'S')];
-    let mut next = 'a';
-    [0, 1].map(|n| {
-        let mut name = |id: u64| {
-            if let Some((_, letter)) = known.iter().find(|(known, _)| *known == id) {
-                return *letter;
-            }
-            let letter = next;
-            known.push((id, letter));
-            next = char::from(u8::try_from(next).unwrap_or(b'z').saturating_add(1));
-            letter
-        };
-        after[n].map(&mut name).iter().collect()
-    })
-}
-
-/// Whether `cargo xtask policies` runs this.
-fn asked() -> bool {
-    std::env::var_os("UDRBD_POLICIES").is_some()
+    // S is what both descend from.
+    let known = vec![(0, '0'), (before[0][0], 'A'), (before[1][0], 'B'), (before[0][1], 'S')];
+    Ok(Decision { survivor, told, generations: letters(known, &after) })
 }
 
 /// The cells of this run: all, or every so-manyth.
@@ -212,7 +110,11 @@ fn chosen() -> Vec<(u64, Cell)> {
     (1..).zip(cells::all()).skip(from).step_by(step).collect()
 }
 
-fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
+/// The matrix: one case, because its cells share the booted nodes.
+pub fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
+    if !asked("UDRBD_POLICIES") {
+        return Err(Verdict::Skipped(String::from("played by `cargo xtask policies` only")));
+    }
     if let Some(reason) = &bench.udrbd_missing {
         return Err(Verdict::Skipped(reason.clone()));
     }
@@ -224,14 +126,7 @@ fn matrix(bench: &mut Bench) -> Result<(), Verdict> {
     let mut survivors = vec![""; chosen.len()];
     for kernels in PAIRS {
         let first = conf(&chosen[0].1, kernels, &bench.lab);
-        let side = |place: usize| -> Result<Side<'_>, LabError> {
-            if kernels[place] {
-                return Ok(Side::Kernel(&bench.kernels[place], kernel_image(&bench.lab, place)));
-            }
-            let name = ["u1", "u2"][place];
-            Ok(Side::Udrbd(UdrbdNode::start_as(&bench.lab, name, &first)?, udrbd_image(&bench.lab, place)))
-        };
-        let sides = [side(0)?, side(1)?];
+        let sides = bench.sides(kernels, &first)?;
         for (at, (seed, cell)) in chosen.iter().enumerate() {
             let words = match play(cell, *seed, &sides, &conf(cell, kernels, &bench.lab)) {
                 Ok(decision) => {

@@ -1,6 +1,7 @@
 //! One node of a pair: a kernel in a guest, or udrbd. Both take DRBD's words.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use xtask::lab::drbd::{Conf, Host, KernelNode};
 use xtask::lab::{HOST_ADDR, Lab, LabError};
@@ -26,7 +27,7 @@ pub enum Side<'a> {
     /// The kernel's DRBD; its backing file.
     Kernel(&'a KernelNode, PathBuf),
     /// udrbd; its backing file.
-    Udrbd(UdrbdNode, PathBuf),
+    Udrbd(Box<UdrbdNode>, PathBuf),
 }
 
 /// What a node is called in the configuration, and where it is.
@@ -94,19 +95,14 @@ impl Side<'_> {
 
     /// The states of both nodes as this one sees them.
     pub fn told(&self) -> Result<Told, LabError> {
-        let [cstate, role, dstate] = match self {
-            Self::Kernel(node, _) => {
-                // One cheap command, and the same words.
-                let text = node.proc()?;
-                ["cs:", "ro:", "ds:"].map(|name| {
-                    text.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_default().to_owned()
-                })
-            }
-            Self::Udrbd(node, _) => {
-                let ask = |what: &str| Ok::<_, LabError>(node.drbdctl(&format!("{what} r0"))?.trim().to_owned());
-                [ask("cstate")?, ask("role")?, ask("dstate")?]
-            }
+        // One command: three would show three moments.
+        let text = match self {
+            Self::Kernel(node, _) => node.proc()?,
+            Self::Udrbd(node, _) => node.drbdctl("proc")?,
         };
+        let [cstate, role, dstate] = ["cs:", "ro:", "ds:"].map(|name| {
+            text.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_default().to_owned()
+        });
         Ok(Told { cstate, role, dstate })
     }
 
@@ -120,5 +116,46 @@ impl Side<'_> {
             [Some(current), Some(bitmap), Some(young), Some(old)] => Ok([current, bitmap, young, old]),
             _ => Err(LabError::new(format!("get-gi says {text:?}"))),
         }
+    }
+
+    /// A command of drbdmeta on the backing file, while the node is down.
+    pub fn drbdmeta(&self, words: &str) -> Result<(), LabError> {
+        match self {
+            Self::Kernel(node, _) => {
+                node.guest.sh(&format!("drbdmeta --force 0 v08 /dev/ubda internal {words}")).map(drop)
+            }
+            Self::Udrbd(_, image) => {
+                let mut command = Command::new("drbdmeta");
+                command.args(["--force", "-", "v08"]).arg(image).arg("internal").args(words.split_whitespace());
+                let out = command.stdin(Stdio::null()).output().map_err(|err| LabError::io("run drbdmeta", &err))?;
+                let said = String::from_utf8_lossy(&out.stderr);
+                if out.status.success() { Ok(()) } else { Err(LabError::new(format!("drbdmeta {words}: {said}"))) }
+            }
+        }
+    }
+
+    /// What was logged so far does not count.
+    pub fn forget_log(&self) -> Result<(), LabError> {
+        match self {
+            Self::Kernel(node, _) => node.guest.sh("dmesg --clear").map(drop),
+            Self::Udrbd(node, _) => {
+                node.forget_log();
+                Ok(())
+            }
+        }
+    }
+
+    /// Rule and result of the first comparison since [`Side::forget_log`], if there was one.
+    pub fn verdict(&self) -> Result<Option<(String, i32)>, LabError> {
+        let log = match self {
+            Self::Kernel(node, _) => node.guest.sh("dmesg")?,
+            Self::Udrbd(node, _) => node.log_since(),
+        };
+        let told = log.lines().find_map(|line| line.split_once("uuid_compare()="));
+        Ok(told.and_then(|(_, rest)| {
+            let (result, rest) = rest.split_once(" by rule ")?;
+            let rule: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            Some((rule, result.trim().parse().ok()?))
+        }))
     }
 }

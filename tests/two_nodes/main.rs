@@ -11,5 +11,7 @@ mod harness;
 mod helpers;
 mod load;
 mod refusals;
+mod resize;
 mod starts;
+mod two_primaries;
 mod whole_life;

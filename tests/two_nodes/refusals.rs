@@ -90,7 +90,10 @@ fn bad_disks_are_refused_with_drbds_numbers() {
     blank.set_len(8 << 20).expect("room");
     assert_eq!(refused("blank.img").0, 119);
 
-    // A file that grew or shrank has its metadata somewhere else.
+    // A file that shrank has lost its metadata; one that grew without having been attached before has them somewhere.
+    create_disk(&path("shrunk.img"), 9 << 20);
+    File::options().write(true).open(path("shrunk.img")).and_then(|f| f.set_len(8 << 20)).expect("room");
+    assert_eq!(refused("shrunk.img").0, 119);
     create_disk(&path("grown.img"), 8 << 20);
     File::options().write(true).open(path("grown.img")).and_then(|f| f.set_len(9 << 20)).expect("room");
     assert_eq!(refused("grown.img").0, 119);

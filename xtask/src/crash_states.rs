@@ -22,7 +22,7 @@ pub const SEEDS: u64 = 90;
 pub const SEED_VARIABLE: &str = "UDRBD_CRASH_SEED";
 
 /// Scenarios that there are at least: fewer rows mean that the tests did not run.
-const SCENARIOS: usize = 7;
+const SCENARIOS: usize = 8;
 
 /// What to look at.
 pub struct Order {

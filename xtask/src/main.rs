@@ -79,6 +79,15 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Every rule of the handshake, played by pairs of kernels and udrbd, which must compare alike
+    Handshake {
+        /// Write the table to this file
+        #[arg(long)]
+        write: Option<std::path::PathBuf>,
+        /// Do not install anything
+        #[arg(long)]
+        no_install: bool,
+    },
     /// Cluster file systems on both nodes of two Primaries, each guest through its kernel's NBD client
     ClusterFs {
         /// Do not install anything
@@ -106,6 +115,7 @@ fn main() -> ExitCode {
             crash_states::run(&crash_states::Order { states, images, seed, install: !no_install })
         }
         Command::Policies { from, step, write, no_install } => policies::run(!no_install, from, step, write.as_deref()),
+        Command::Handshake { write, no_install } => policies::handshake(!no_install, write.as_deref()),
         Command::ClusterFs { no_install, filter } => cluster_fs::run(!no_install, &filter),
         Command::Executor { rounds, from, tell } => executor::run(rounds, from, tell),
         Command::Lab(command) => lab_command::run(command).unwrap_or_else(|err| {

@@ -157,7 +157,13 @@ fn absolute(path: &str) -> String {
     std::path::absolute(Path::new(path)).map_or_else(|_| path.to_owned(), |p| p.to_string_lossy().into_owned())
 }
 
-fn attach_one(ctx: &mut Context, target: &Target, volume: &Volume, options: udrbd::config::model::DiskOptions) -> Done {
+/// Attaches the disk of one volume.
+pub fn attach_one(
+    ctx: &mut Context,
+    target: &Target,
+    volume: &Volume,
+    options: udrbd::config::model::DiskOptions,
+) -> Done {
     // The order of drbdadm: what is wrong with the disk is told before what is wrong with the daemon's objects.
     let status = ctx.status(Some(&target.resource.name))?;
     let found = status.resource(&target.resource.name).and_then(|r| r.volumes.iter().find(|v| v.volume == volume.vnr));

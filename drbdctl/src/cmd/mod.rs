@@ -1,11 +1,13 @@
 //! The commands: one table, and one file per group of them.
 
-mod bring_up;
+pub mod bring_up;
 mod config;
 mod options;
+mod resize;
 mod scripts;
 mod show;
 mod simple;
+mod split_brain;
 mod wait;
 
 use udrbd::config::spec::Section;
@@ -106,12 +108,34 @@ pub const TABLE: &[Row] = &[
     row("outdate", Volume, &[], simple::outdate, "Mark the data of this node as outdated"),
     row("pause-sync", Volume, &[], simple::pause_sync, "Pause resync"),
     row("resume-sync", Volume, &[], simple::resume_sync, "Resume resync"),
+    row("suspend-io", Volume, &[], simple::suspend_io, "Let all I/O of the resource wait"),
+    row("resume-io", Volume, &[], simple::resume_io, "Let I/O go on that waits: for this, for fencing, or for data"),
     row(
         "new-current-uuid",
         Volume,
         &[Opt::Flag("clear-bitmap", None, &[], "Consider both nodes equal: skips the first sync")],
         simple::new_current_uuid,
         "Start a new data generation",
+    ),
+    row(
+        "resize",
+        Volume,
+        &[
+            Opt::Value("size", None, "SIZE", "So large, instead of as large as both nodes' disks allow"),
+            Opt::Flag("assume-peer-has-space", None, &[], "Grow without a connection as well"),
+            Opt::Flag("assume-clean", None, &[], "The new part needs no resync"),
+            Opt::Value("al-stripes", Some('s'), "N", "Stripes of the activity log"),
+            Opt::Value("al-stripe-size-kB", Some('z'), "KIB", "Size of a stripe of the activity log"),
+        ],
+        resize::run,
+        "Take over the size that the disks have now",
+    ),
+    row(
+        "check-resize",
+        Volume,
+        &[],
+        resize::check,
+        "Find the metadata of a disk that has grown, and move them to its end",
     ),
     row(
         "status",
@@ -124,6 +148,18 @@ pub const TABLE: &[Row] = &[
         ],
         show::status,
         "Show states",
+    ),
+    row(
+        "split-brain",
+        Resource,
+        &[
+            Opt::Flag("json", None, &[], "As JSON"),
+            Opt::Flag("all", None, &[], "All ranges that differ, not only the first ones"),
+            Opt::Flag("force", None, &[], "undo, export: ask nothing, and use an incomplete undo file too"),
+            Opt::Value("state-dir", None, "DIR", "undo, export, forget: the daemon's state directory"),
+        ],
+        split_brain::run,
+        "Explain a split brain (RES), take its resolution back (undo RES, export RES FILE, forget RES)",
     ),
     row("proc", Nothing, &[], show::proc, "Print what /proc/drbd says in the kernel's DRBD"),
     row(
@@ -201,10 +237,6 @@ pub const TABLE: &[Row] = &[
     hidden(row("adjust", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("adjust-with-progress", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("verify", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("resize", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("check-resize", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("suspend-io", Volume, &[], config::unavailable, "Not available in this version")),
-    hidden(row("resume-io", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("set-gi", Volume, &[], config::unavailable, "Not available in this version")),
     hidden(row("dump-xml", Resource, &[], config::unavailable, "Not available in this version")),
     hidden(row("wait-con-int", Nothing, &[], config::unavailable, "Not available in this version")),

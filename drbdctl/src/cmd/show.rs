@@ -30,6 +30,9 @@ pub fn status(ctx: &mut Context, call: &Call) -> Done {
         TextOptions { verbose: call.flag("verbose"), statistics: call.flag("statistics"), color, width: out::width() };
     let show = |resource: &Resource| {
         out::print(&text::resource(resource, &options));
+        if let Some(problem) = &resource.problem {
+            out::say(&format!("{}: {}", resource.name, problem.line()));
+        }
         warn(&resource.warnings, &resource.name);
         for volume in &resource.volumes {
             warn(&volume.warnings, &format!("{}/{}", resource.name, volume.volume));

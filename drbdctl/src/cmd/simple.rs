@@ -100,6 +100,16 @@ pub fn resume_sync(ctx: &mut Context, call: &Call) -> Done {
     each_volume(ctx, call, |resource, volume| Request::ResumeSync { resource, volume })
 }
 
+/// `suspend-io`
+pub fn suspend_io(ctx: &mut Context, call: &Call) -> Done {
+    each_volume(ctx, call, |resource, volume| Request::SuspendIo { resource, volume })
+}
+
+/// `resume-io`
+pub fn resume_io(ctx: &mut Context, call: &Call) -> Done {
+    each_volume(ctx, call, |resource, volume| Request::ResumeIo { resource, volume })
+}
+
 /// `new-current-uuid`
 pub fn new_current_uuid(ctx: &mut Context, call: &Call) -> Done {
     let (target, volume) = one_volume(ctx, call)?;

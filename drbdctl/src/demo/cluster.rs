@@ -334,6 +334,7 @@ pub fn run_node(dir: &Path, host: &str) -> u8 {
         control_socket: None,
         state_dir: run_dir.join("state"),
         run_dir,
+        undo_limit: 1 << 30,
         config: Some(dir.join(CONFIG_FILE)),
         hostname: host.to_owned(),
         up: Some(Which::All),

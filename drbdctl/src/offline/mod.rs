@@ -8,3 +8,5 @@ pub mod device;
 pub mod dump;
 pub mod edit;
 pub mod gi;
+pub mod resize;
+pub mod undo;

@@ -105,6 +105,7 @@ pub fn resource(name: &str) -> Resource {
         write_ordering: "flush".to_owned(),
         connection_state: ConnState::StandAlone,
         connection: None,
+        problem: None,
         volumes: Vec::new(),
         warnings: Vec::new(),
     }

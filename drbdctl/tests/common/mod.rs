@@ -21,7 +21,7 @@ impl Place {
             File::create(place.path(name)).and_then(|file| file.set_len(64 << 20)).expect("file");
         }
         place.write_config(&format!(
-            "resource r0 {{\n  net {{ protocol C; after-sb-0pri discard-zero-changes; }}\n  startup {{ wfc-timeout 1; }}\n  \
+            "resource r0 {{\n  net {{ protocol C; congestion-fill 1M; }}\n  startup {{ wfc-timeout 1; }}\n  \
              device minor {minor}; disk disk0; meta-disk internal;\n  \
              on n1 {{ address 127.0.0.1:7790; }}\n  on n2 {{ address 127.0.0.2:7790; }}\n}}\n\
              resource r1 {{\n  device minor {}; disk disk1; meta-disk meta1;\n  \

@@ -1,12 +1,13 @@
 //! `status --json`: the array that drbdsetup 9 prints, filled with what 8.4 knows (config-and-commands.md 14.2).
 //!
-//! Keys come in drbdsetup's order; what DRBD does not have (`frontends`, `warnings`, `protocol`) comes behind them. 8.4 has
+//! Keys come in drbdsetup's order; what DRBD does not have (`frontends`, `problem`, `warnings`, `protocol`) comes behind them. 8.4 has
 //! no node ids: they are 0 and 1.
 
 use serde::Serialize;
 
 use super::{connection_word, done_percent, is_stand_alone, replication_word, resync_suspended};
 use crate::config::model::Address;
+use crate::control::problem::Problem;
 use crate::control::status::{Frontend, Resource, Status, Volume};
 use crate::wire::state::{ConnState, DiskState, Role};
 
@@ -33,6 +34,8 @@ struct ResourceJson<'a> {
     write_ordering: &'a str,
     devices: Vec<DeviceJson<'a>>,
     connections: Vec<ConnectionJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a Problem>,
     warnings: &'a [String],
 }
 
@@ -139,6 +142,7 @@ fn resource(r: &Resource) -> ResourceJson<'_> {
         write_ordering: &r.write_ordering,
         devices: r.volumes.iter().map(device).collect(),
         connections: r.connection.iter().filter(|_| !is_stand_alone(r)).map(|c| connection(r, c)).collect(),
+        problem: r.problem.as_ref(),
         warnings: &r.warnings,
     }
 }

@@ -156,6 +156,7 @@ fn model(proc: &str, sizes: &BTreeMap<u32, u64>) -> Status {
                     agreed_version: None,
                     agreed_features: 0,
                 }),
+                problem: None,
                 volumes: Vec::new(),
                 warnings: Vec::new(),
             });

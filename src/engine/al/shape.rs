@@ -82,6 +82,12 @@ impl AlLayout {
         Some(Self { slots, blocks })
     }
 
+    /// The same slots in a ring of another size, which must have room for them.
+    #[must_use]
+    pub const fn with_blocks(self, blocks: u32) -> Self {
+        Self { slots: self.slots, blocks }
+    }
+
     /// Slots in effect.
     #[must_use]
     pub const fn slots(self) -> u16 {

@@ -22,7 +22,6 @@ struct Node {
     attach_disk: DiskState,
     policies: AfterSbPolicies,
     always_asbp: bool,
-    auto: bool,
     rr_conflict: RrConflict,
     discard: bool,
     dry_run: bool,
@@ -38,7 +37,6 @@ fn node(slots: [u64; 4]) -> Node {
         attach_disk: DiskState::UpToDate,
         policies: AfterSbPolicies::default(),
         always_asbp: false,
-        auto: true,
         rr_conflict: RrConflict::Disconnect,
         discard: false,
         dry_run: false,
@@ -77,7 +75,6 @@ impl Node {
             wsame: true,
             policies: self.policies,
             always_asbp: self.always_asbp,
-            auto_policies: self.auto,
             can_demote: false,
             rr_conflict: self.rr_conflict,
             discard_my_data: self.discard,
@@ -230,7 +227,7 @@ fn policies_resolve_a_split_brain() {
 #[test]
 fn policies_switched_off_do_not_count() {
     let (n1, n2) = split();
-    let off = |n: Node| Node { auto: false, ..n.policy(AfterSb::DiscardLeastChanges) };
+    let off = |n: Node| n.policy(AfterSb::Disconnect);
     let (n1, n2) = (off(n1), off(n2));
     assert_eq!(decisions(&n1, &n2), (SPLIT_BRAIN, SPLIT_BRAIN));
     assert_eq!(decisions(&n1.clone().discarding(), &n2), (TARGET, SOURCE));
@@ -357,7 +354,6 @@ fn what_needs_a_feature_is_refused_by_name() {
         wsame: false,
         policies: AfterSbPolicies::default(),
         always_asbp: false,
-        auto_policies: false,
         can_demote: false,
         rr_conflict: RrConflict::Disconnect,
         discard_my_data: false,
@@ -404,11 +400,10 @@ fn any_node() -> impl Strategy<Value = Node> {
             bits,
             attach_disk,
             crashed,
-            auto,
             always_asbp,
             discard,
             role: if primary { Role::Primary } else { Role::Secondary },
-            ..node(slots).disk(disk).policy(policy)
+            ..node(slots).disk(disk).policy(if auto { policy } else { AfterSb::Disconnect })
         },
     )
 }
@@ -419,7 +414,7 @@ proptest! {
     /// Never two sources; data are never discarded by a node whose peer does not agree to be the source or gave up.
     #[test]
     fn the_nodes_never_both_become_source(n1 in any_node(), n2 in any_node()) {
-        let n2 = Node { auto: n1.auto, always_asbp: n1.always_asbp, policies: n1.policies, ..n2 };
+        let n2 = Node { always_asbp: n1.always_asbp, policies: n1.policies, ..n2 };
         let mirror = |p: AfterSb| p.mirrored();
         let p = n2.policies;
         let n2 = Node { policies: AfterSbPolicies { none: mirror(p.none), one: mirror(p.one), two: mirror(p.two) }, ..n2 };
@@ -441,7 +436,7 @@ proptest! {
 
     #[test]
     fn without_policies_only_discard_my_data_ends_a_split_brain(n1 in any_node(), n2 in any_node()) {
-        let n1 = Node { auto: false, ..n1 };
+        let n1 = n1.policy(AfterSb::Disconnect);
         let outcome = n1.meets(&n2);
         if outcome.handlers.contains(&Handler::InitialSplitBrain) && n1.discard == n2.discard {
             prop_assert_eq!(outcome.decision, SPLIT_BRAIN);

@@ -78,6 +78,8 @@ fn plan_transition(old: &VolumeState, change: &StateChange, ctx: &StateContext) 
 /// Outdated, that of a source is good): nothing but the end of a resync or an order that says so may do that.
 fn is_made_good(old: &VolumeState, new: &VolumeState, change: &StateChange) -> bool {
     match old.disk {
+        // It is going, and comes back only by an attach.
+        D::Failed => new.disk > D::Failed,
         D::Inconsistent => new.disk > D::Inconsistent && change.disk != Some(D::UpToDate),
         // Only a handshake settles it, an order to outdate it does not. (Without a connection it becomes what was found at
         // attach.)

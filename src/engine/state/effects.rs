@@ -45,7 +45,7 @@ pub enum Effect {
     QueueSendBitmap,
     /// 9, 10: make a new current identifier.
     NewCurrentUuid,
-    /// 9: a new current identifier is due; I/O is suspended.
+    /// 9: a new current identifier is due; I/O waits for fencing or data.
     SetNewCurrentUuidPending,
     /// 11, 12: write the changed bitmap pages.
     WriteBitmapPages,
@@ -136,7 +136,8 @@ fn contact_effects(old: &VolumeState, new: &VolumeState, ctx: &StateContext, out
 
     let parted = lost_contact_to_peer_data(old, new) || parts_from_bad_disk(old, new);
     if parted && in_use && lone_good_copy {
-        if new.is_suspended() {
+        // Where the administrator suspended I/O, nothing that was under way is kept for the peer: it lacks that from now on.
+        if new.susp_nod || new.susp_fen {
             out.push(Effect::SetNewCurrentUuidPending);
         } else {
             out.extend([Effect::NewCurrentUuid, Effect::SendUuids]);

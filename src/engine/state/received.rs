@@ -16,6 +16,9 @@ pub struct ReceivedContext {
     pub peer_flags: Option<UuidFlags>,
     /// The mark set when the peer was promoted with force.
     pub consider_resync: bool,
+    /// The connection state that this node takes when the peer agrees to what it is being asked. Its answer comes on the meta
+    /// socket, and what it begins with that may overtake it on the data socket.
+    pub asked: Option<C>,
     /// Own disk state found at attach, while the disk is Negotiating.
     pub attach_disk: D,
     /// The target of our resync may be done: no more bits are set than blocks have failed, or it has asked for some.
@@ -95,7 +98,11 @@ pub fn read_peer_state(os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext
         (_, own) => own,
     };
     let negotiating = ps.disk == D::Negotiating || os.disk == D::Negotiating;
-    let peer_starts_sync = (C::StartingSyncS..=C::WfBitMapT).contains(&ps.conn);
+    let asked_for = matches!(
+        (ctx.asked, ps.conn),
+        (Some(C::StartingSyncT), C::StartingSyncS) | (Some(C::StartingSyncS), C::StartingSyncT)
+    );
+    let peer_starts_sync = (C::StartingSyncS..=C::WfBitMapT).contains(&ps.conn) && !asked_for;
     let wanted =
         os.conn < C::Connected || (os.conn == C::Connected && (negotiating || peer_starts_sync)) || ctx.consider_resync;
     let possible = ctx.peer_flags.is_some() && ps.disk >= D::Negotiating && os.disk >= D::Negotiating;
@@ -130,6 +137,7 @@ mod tests {
     const CTX: ReceivedContext = ReceivedContext {
         peer_flags: Some(UuidFlags(0)),
         consider_resync: false,
+        asked: None,
         attach_disk: D::UpToDate,
         may_be_done: true,
     };
@@ -225,6 +233,17 @@ mod tests {
         assert_eq!((got.real_disk, got.handshake, got.mode), (D::Consistent, true, ChangeMode::Hard));
         let bad = ReceivedContext { peer_flags: Some(UuidFlags::INCONSISTENT), ..CTX };
         assert_eq!(view(&os, &ps, &bad).real_disk, D::Inconsistent);
+    }
+
+    #[test]
+    fn a_full_sync_that_was_asked_for_is_not_negotiated_as_well() {
+        let os = state(C::Connected, D::UpToDate, D::UpToDate);
+        let ps = state(C::StartingSyncS, D::UpToDate, D::Consistent);
+        assert!(view(&os, &ps, &CTX).handshake);
+        for (asked, handshake) in [(C::StartingSyncT, false), (C::StartingSyncS, true), (C::VerifyS, true)] {
+            let ctx = ReceivedContext { asked: Some(asked), ..CTX };
+            assert_eq!(view(&os, &ps, &ctx).handshake, handshake, "{asked}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub fn sanitize(old: &VolumeState, new: &VolumeState, ctx: &StateContext) -> (Vo
     }
     if ns.conn > C::Connected && (ns.disk <= D::Failed || ns.pdsk <= D::Failed) {
         let verify = matches!(ns.conn, C::VerifyS | C::VerifyT);
+        lacks_data(&mut ns);
         warning = Some(if verify { WARN_VERIFY_ABORTED } else { WARN_RESYNC_ABORTED });
         ns.conn = C::Connected;
     }
@@ -59,6 +60,19 @@ fn forget_peer(ns: &mut VolumeState) {
     ns.peer = Role::Unknown;
     if ns.pdsk > D::DUnknown || ns.pdsk < D::Inconsistent {
         ns.pdsk = D::DUnknown;
+    }
+}
+
+/// A resync is given up before it began, for want of a disk on one side. The target's data are those of an older generation,
+/// and do not become good by that (a kernel node calls them UpToDate then).
+const fn lacks_data(ns: &mut VolumeState) {
+    let target = match ns.conn {
+        C::StartingSyncS | C::WfBitMapS => &mut ns.pdsk,
+        C::StartingSyncT | C::WfBitMapT | C::WfSyncUuid => &mut ns.disk,
+        _ => return,
+    };
+    if matches!(target, D::Consistent | D::Outdated) {
+        *target = D::Inconsistent;
     }
 }
 

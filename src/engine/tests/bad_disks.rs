@@ -24,7 +24,7 @@ fn starts_at(io: &DiskOp, write: bool, sector: u64) -> bool {
 }
 
 /// Runs until the next read or write of this sector is queued on a node, and lets it fail.
-fn fail_next(p: &mut Pair, n: usize, write: bool, sector: u64) {
+pub(super) fn fail_next(p: &mut Pair, n: usize, write: bool, sector: u64) {
     let at = |p: &Pair| p.nodes[n].disk_queue.iter().position(|(.., io)| starts_at(io, write, sector));
     for _ in 0..100_000 {
         if let Some(index) = at(p) {

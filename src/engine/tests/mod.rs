@@ -2,11 +2,17 @@
 
 mod bad_disks;
 mod bitmaps;
+mod congested;
 mod crash;
+mod fencing;
+mod hung_disks;
+mod io_errors;
 mod lost_link;
 mod pair;
 mod regressions;
 mod storm;
+mod suspend;
+mod two_primaries;
 
 use crash::range;
 use pair::{A, B, MIB, Pair, V};

@@ -11,13 +11,15 @@ use super::crash::{range, read, write};
 use crate::engine::Engine;
 use crate::engine::action::{Action, ClientResult, CommandError, DiskOp, LinkAction, Notice};
 use crate::engine::event::{
-    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
+    ClientRequest, Command, CommandId, DiskFailure, Event, Geometry, HandlerRun, LinkEvent, LinkNr, OpId, RequestId,
+    Socket, Timer,
 };
 use crate::engine::handler::Handler;
 use crate::engine::load::{DiskFacts, load};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::state::VolumeState;
+use crate::engine::undo::{UndoAnswer, UndoOrder};
 use crate::meta::create::{CreateOptions, create_md};
 use crate::meta::{AlStripes, MemIo, MetaIo, Place};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
@@ -55,6 +57,11 @@ pub(super) struct Node {
     /// Helpers that were run, in order, and the exit codes of those that are not to end with 0.
     pub helpers: Vec<Handler>,
     pub exit_codes: BTreeMap<Handler, u8>,
+    /// Helpers take their time: those under way, in order, for [`Pair::end_helper`].
+    pub slow_helpers: bool,
+    pub late: Vec<HandlerRun>,
+    /// The disks answer nothing.
+    pub hung: bool,
 }
 
 impl Node {
@@ -83,6 +90,9 @@ impl Node {
             closing: false,
             helpers: Vec::new(),
             exit_codes: BTreeMap::new(),
+            slow_helpers: false,
+            late: Vec::new(),
+            hung: false,
         }
     }
 
@@ -175,8 +185,15 @@ impl Pair {
             Action::CommandDone { id, result } => {
                 assert!(node.results.insert(id, result).is_none(), "command answered twice");
             }
+            Action::Undo { volume, order: UndoOrder::Begin(_) } => {
+                self.event(n, Event::Undo { volume, answer: UndoAnswer::Ready(false) });
+            }
+            Action::Undo { .. } => {}
             Action::RunHandler { run, handler, .. } => {
                 node.helpers.push(handler);
+                if node.slow_helpers {
+                    return node.late.push(run);
+                }
                 let code = node.exit_codes.get(&handler).copied().unwrap_or(0);
                 self.event(n, Event::HandlerDone { run, code });
             }
@@ -263,6 +280,11 @@ impl Pair {
         }
     }
 
+    /// A helper that takes its time ends.
+    pub(super) fn end_helper(&mut self, n: usize, run: HandlerRun, code: u8) {
+        self.event(n, Event::HandlerDone { run, code });
+    }
+
     /// Both nodes lose the link; what was under way is gone.
     pub(super) fn cut(&mut self) {
         self.cut = true;
@@ -347,7 +369,8 @@ impl Pair {
         }
         let mut choices = Vec::new();
         for n in [A, B] {
-            choices.extend((0..self.nodes[n].disk_queue.len()).map(|i| (n, 0, i)));
+            let answers = if self.nodes[n].hung { 0 } else { self.nodes[n].disk_queue.len() };
+            choices.extend((0..answers).map(|i| (n, 0, i)));
             if !self.nodes[n].data.is_empty() {
                 choices.push((n, 1, 0));
             }

@@ -24,6 +24,8 @@ pub struct Entry {
     pub volumes: BTreeMap<VolumeNr, VolumeEntry>,
     /// Its connection, while configured.
     pub net: Option<NetEntry>,
+    /// Name of the peer that it was connected to last, for people.
+    pub last_peer: Option<String>,
     /// Its helper programs.
     pub handlers: Handlers,
 }
@@ -99,14 +101,14 @@ impl Entry {
                 minor: volume.minor,
                 device: volume.device.clone(),
                 frontends: vec![Frontend { kind: "nbd".to_owned(), address: nbd_uri(resource, *nr, nbd_socket) }],
-                warnings: Vec::new(),
+                warnings: self.shard.view().volume(*nr).and_then(|view| view.undo_warning).into_iter().collect(),
             };
             (*nr, extras)
         };
         ResourceExtras {
             local: self.net.as_ref().map(|net| net.local.clone()),
             peer: self.net.as_ref().map(|net| net.peer.clone()),
-            peer_name: self.net.as_ref().and_then(|net| net.peer_name.clone()),
+            peer_name: self.net.as_ref().map_or_else(|| self.last_peer.clone(), |net| net.peer_name.clone()),
             congested: false,
             warnings: Vec::new(),
             volumes: self.volumes.iter().map(volume).collect(),

@@ -10,7 +10,9 @@ use crate::control::handlers::Handlers;
 use crate::control::proto::{Event, Version};
 use crate::control::status::{self, Status};
 use crate::control::{ErrorKind, ErrorReply, Reply, Request};
+use crate::disk::last_known::LastKnownFile;
 use crate::engine::event::Command;
+use crate::engine::options::ResizeOptions;
 use crate::engine::status::ResourceStatus;
 use crate::node::options::{engine_disk, engine_net, engine_resource, link_config};
 use crate::node::{AttachSpec, MetaPlace, Shard, ShardEnd, ShardOptions};
@@ -40,8 +42,11 @@ pub fn name(request: &Request) -> &'static str {
         Request::Invalidate { .. } => "invalidate",
         Request::InvalidateRemote { .. } => "invalidate-remote",
         Request::NewCurrentUuid { .. } => "new-current-uuid",
+        Request::Resize { .. } => "resize",
         Request::PauseSync { .. } => "pause-sync",
         Request::ResumeSync { .. } => "resume-sync",
+        Request::SuspendIo { .. } => "suspend-io",
+        Request::ResumeIo { .. } => "resume-io",
         Request::DiskOptions { .. } => "disk-options",
         Request::NetOptions { .. } => "net-options",
         Request::ResourceOptions { .. } => "resource-options",
@@ -50,6 +55,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Down { .. } => "down",
         Request::Status { .. } => "status",
         Request::Watch { .. } => "watch",
+        Request::SplitBrain { .. } => "split-brain",
         Request::Version => "version",
     }
 }
@@ -58,7 +64,7 @@ impl Daemon {
     /// Carries a request out.
     pub async fn carry_out(self: &Arc<Self>, request: Request) -> Reply {
         let command = |resource: String, volume: VolumeNr, command: Command| async move {
-            self.registry.shard(&resource)?.command(volume, command).await
+            self.shard_of(&resource, volume)?.command(volume, command).await
         };
         match request {
             Request::NewResource { resource, options, handlers } => {
@@ -90,8 +96,22 @@ impl Daemon {
             Request::NewCurrentUuid { resource, volume, clear_bitmap } => {
                 command(resource, volume, Command::NewCurrentUuid { clear_bitmap }).await.into()
             }
+            Request::Resize {
+                resource,
+                volume,
+                size,
+                assume_clean,
+                assume_peer_has_space,
+                al_stripes,
+                al_stripe_size_kib: al_stripe_kib,
+            } => {
+                let options = ResizeOptions { size, assume_clean, assume_peer_has_space, al_stripes, al_stripe_kib };
+                self.resize(&resource, volume, options).await.into()
+            }
             Request::PauseSync { resource, volume } => command(resource, volume, Command::PauseSync).await.into(),
             Request::ResumeSync { resource, volume } => command(resource, volume, Command::ResumeSync).await.into(),
+            Request::SuspendIo { resource, volume } => command(resource, volume, Command::SuspendIo).await.into(),
+            Request::ResumeIo { resource, volume } => command(resource, volume, Command::ResumeIo).await.into(),
             Request::DiskOptions { resource, volume, options, set_defaults } => {
                 self.disk_options(&resource, volume, options, set_defaults).await.into()
             }
@@ -107,7 +127,14 @@ impl Daemon {
             Request::Status { resource } | Request::Watch { resource } => {
                 Reply::Status(self.status(resource.as_deref()).await)
             }
-            Request::Version => Reply::Version(Version::this(FRONTENDS)),
+            Request::SplitBrain { resource, all } => match self.explain(&resource, all).await {
+                Ok(explanation) => Reply::SplitBrain(Box::new(explanation)),
+                Err(error) => error.into(),
+            },
+            Request::Version => {
+                let state_dir = self.settings.state.as_ref().map(|state| state.path.display().to_string());
+                Reply::Version(Version { state_dir, ..Version::this(FRONTENDS) })
+            }
         }
     }
 
@@ -138,6 +165,7 @@ impl Daemon {
         let shard_options = ShardOptions {
             name: resource.clone(),
             ring: self.settings.ring,
+            state: self.settings.state.clone(),
             changed: Box::new(changed),
             helper: self.helper_caller(&resource),
         };
@@ -148,6 +176,7 @@ impl Daemon {
             options,
             volumes: [].into(),
             net: None,
+            last_peer: None,
             handlers: handlers.unwrap_or_default(),
         };
         self.registry.lock().insert(resource.clone(), entry);
@@ -220,7 +249,7 @@ impl Daemon {
 
     async fn del_volume(&self, resource: &str, volume: VolumeNr) -> Done {
         let _changing = self.changing.lock().await;
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         shard.del_volume(volume).await?;
         self.registry.with(resource, |entry| {
             entry.volumes.remove(&volume);
@@ -289,6 +318,10 @@ impl Daemon {
             meta,
             options: engine_disk(&options),
             owner: format!("{resource}/{volume}"),
+            last_known: self.registry.with(resource, |entry| {
+                let minor = entry.volumes.get(&volume).map(|volume| volume.minor);
+                Ok(minor.map(|minor| LastKnownFile::of(&self.settings.state_dir, minor)))
+            })?,
         };
         shard.attach(spec).await?;
         self.remember_disk(resource, volume, options)
@@ -304,10 +337,15 @@ impl Daemon {
     }
 
     fn shard_of(&self, resource: &str, volume: VolumeNr) -> Result<Shard, ErrorReply> {
-        self.registry.with(resource, |entry| match entry.volumes.get(&volume) {
-            Some(_) => Ok(entry.shard.clone()),
-            None => Err(ErrorReply::code(127).detail("unknown minor")),
-        })
+        // drbdsetup names a volume by its minor: without one the resource does not matter.
+        let registry = self.registry.lock();
+        let entry = registry.get(resource).filter(|entry| entry.volumes.contains_key(&volume));
+        entry.map(|entry| entry.shard.clone()).ok_or_else(|| ErrorReply::code(127).detail("unknown minor"))
+    }
+
+    fn shard_with_connection(&self, resource: &str) -> Result<Shard, ErrorReply> {
+        // As it names a connection by its addresses.
+        self.registry.shard(resource).map_err(|_| ErrorReply::code(162).detail("unknown connection"))
     }
 
     async fn disk_options(&self, resource: &str, volume: VolumeNr, set: DiskOptions, set_defaults: bool) -> Done {
@@ -320,6 +358,16 @@ impl Daemon {
         })?;
         shard.command(volume, Command::DiskOptions(engine_disk(&options))).await?;
         self.remember_disk(resource, volume, options)
+    }
+
+    async fn resize(&self, resource: &str, volume: VolumeNr, options: ResizeOptions) -> Done {
+        self.shard_of(resource, volume)?.resize(volume, options).await?;
+        self.registry.with(resource, |entry| {
+            if let Some(volume) = entry.volumes.get_mut(&volume) {
+                volume.options.size = (options.size.0 > 0).then_some(options.size);
+            }
+            Ok(())
+        })
     }
 
     // --- connection ---
@@ -339,6 +387,7 @@ impl Daemon {
                 return Err(ErrorReply::code(103).detail(format!("{} is used by resource {by}", net.peer)));
             }
             let entry = registry.get_mut(resource).ok_or_else(|| ErrorReply::code(158).detail("unknown resource"))?;
+            entry.last_peer.clone_from(&net.peer_name);
             entry.net = Some(net);
             entry.shard.clone()
         };
@@ -350,7 +399,7 @@ impl Daemon {
     }
 
     pub(super) async fn disconnect(&self, resource: &str, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_with_connection(resource)?;
         shard.command(VolumeNr(0), Command::Disconnect { force }).await?;
         self.registry.with(resource, |entry| {
             entry.net = None;
@@ -359,6 +408,7 @@ impl Daemon {
     }
 
     async fn net_options(&self, resource: &str, set: &NetOptions, set_defaults: bool) -> Done {
+        self.shard_with_connection(resource)?;
         let (shard, net) = self.registry.with(resource, |entry| match &entry.net {
             None => Err(ErrorReply::code(162).detail("unknown connection")),
             Some(net) => {
@@ -385,7 +435,7 @@ impl Daemon {
     // --- roles ---
 
     pub(super) async fn secondary(&self, resource: &str, volume: VolumeNr, force: bool) -> Done {
-        let shard = self.registry.shard(resource)?;
+        let shard = self.shard_of(resource, volume)?;
         let mut tries = if force { FORCED_TRIES } else { 1 };
         loop {
             if force {

@@ -29,6 +29,9 @@ impl Core {
 
 impl Sink for LinkSink {
     fn packet(&mut self, link: LinkNr, socket: Socket, volume: VolumeNr, packet: Packet) {
+        if matches!(packet, Packet::Sizes(_)) {
+            self.0.look_at_sizes(volume);
+        }
         self.0.event(Event::Packet { link, socket, volume, packet });
     }
 

@@ -111,6 +111,7 @@ impl Machine {
         let options = ShardOptions {
             name: self.name.clone(),
             ring: self.setup.ring,
+            state: None,
             changed: Box::new(move |status| bell.ring(&status)),
             helper: Box::new(|_, _, end| end(0)),
         };
@@ -126,6 +127,7 @@ impl Machine {
     pub fn attach(&self, rt: &Runtime) -> Result<(), ErrorReply> {
         let meta = self.meta.clone().map_or(MetaPlace::Internal, MetaPlace::Flexible);
         let spec = AttachSpec {
+            last_known: None,
             volume: V,
             backing: self.data.clone(),
             meta,

@@ -12,6 +12,7 @@ mod model;
 mod record;
 mod sample;
 mod scenarios;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -50,12 +51,22 @@ pub enum Scenario {
     Failure,
     /// The agreed size grows.
     Grow,
+    /// The devices grow, and the metadata move.
+    Resize,
 }
 
 impl Scenario {
     /// Every kind.
-    pub const ALL: &'static [Self] =
-        &[Self::Create, Self::ActivityLog, Self::Bitmap, Self::Identifiers, Self::Storm, Self::Failure, Self::Grow];
+    pub const ALL: &'static [Self] = &[
+        Self::Create,
+        Self::ActivityLog,
+        Self::Bitmap,
+        Self::Identifiers,
+        Self::Storm,
+        Self::Failure,
+        Self::Grow,
+        Self::Resize,
+    ];
 }
 
 /// What to look at.

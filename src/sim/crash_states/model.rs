@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::medium::{Image, Media, value};
 use super::record::{Fact, Io, Key, OpNr, PeerView, Recording, SECTOR, Step};
 use crate::engine::event::Geometry;
-use crate::engine::load::{DiskFacts, LoadError, Loaded, load};
+use crate::engine::load::{DiskFacts, LoadError, Loaded, load_moved};
 use crate::meta::{AlStripes, Block, DeviceSizes, Layout, MdFlags, MetaError, Superblock, Unverified};
 use crate::units::{BmBit, Sectors};
 
@@ -32,6 +32,8 @@ struct Written {
 #[derive(Debug)]
 pub(super) struct Model {
     superblock_key: Key,
+    /// Where it was before the device grew, and the data sectors that were metadata then.
+    old_place: Option<(Key, Range<u64>)>,
     attachable: bool,
     superblocks: Vec<Written>,
     /// Index of the oldest superblock that may be found.
@@ -52,18 +54,25 @@ pub(super) struct Model {
     broken: Option<String>,
 }
 
-/// Where the superblock's fields are.
-fn superblock_key(recording: &Recording) -> Key {
-    let meta = Sectors::from_bytes_floor(recording.meta_bytes);
+/// Where the superblock's fields are on a device of this size.
+fn superblock_key(recording: &Recording, meta_bytes: u64) -> Key {
+    let meta = Sectors::from_bytes_floor(meta_bytes);
     let sizes = DeviceSizes { meta, data: recording.place.data.unwrap_or(meta) };
     let layout = Layout::new(recording.place.kind, AlStripes::DEFAULT, sizes);
     (recording.meta_medium, layout.map_or(0, |layout| layout.md_offset.0))
 }
 
+/// Most sectors that the internal metadata of these runs take.
+const METADATA_SECTORS_MAX: u64 = 2048;
+
 impl Model {
     pub(super) fn new(recording: &Recording) -> Self {
         Self {
-            superblock_key: superblock_key(recording),
+            superblock_key: superblock_key(recording, recording.meta_bytes),
+            old_place: recording.known_bytes.map(|bytes| {
+                let key = superblock_key(recording, bytes);
+                (key, key.1.saturating_sub(METADATA_SECTORS_MAX)..bytes.div_ceil(SECTOR as u64))
+            }),
             attachable: false,
             superblocks: Vec::new(),
             floor: 0,
@@ -155,12 +164,13 @@ impl Model {
     }
 
     fn superblock_written(&mut self, recording: &Recording, op: OpNr) {
-        let Some(first) = value(recording, self.superblock_key, op) else { return };
+        let old = self.old_place.as_ref().and_then(|(key, _)| value(recording, *key, op));
+        let Some(first) = value(recording, self.superblock_key, op).or(old) else { return };
         let mut block: Block = [0; crate::meta::layout::BLOCK_BYTES];
         block[..SECTOR].copy_from_slice(first);
         let Ok(superblock) = Unverified::decode(&block).check() else {
-            // Zeroes: what was there is disowned.
-            self.attachable = false;
+            // Zeroes: what was there is disowned, unless it is only the place.
+            self.attachable &= old.is_some();
             return;
         };
         let old = self.superblocks.last().map_or(MdFlags::NONE, |w| w.superblock.flags);
@@ -218,9 +228,13 @@ impl Judge<'_> {
         if let Some(broken) = &model.broken {
             return Err(broken.clone());
         }
-        let source = image.source(model.superblock_key);
-        let found = source.and_then(|op| model.superblocks.iter().rposition(|w| w.op == op));
-        let loaded = match load(image, self.recording.place, facts(self.recording)) {
+        let keys = std::iter::once(model.superblock_key).chain(model.old_place.as_ref().map(|(key, _)| *key));
+        let found = keys.filter_map(|key| image.source(key)).find_map(|op| {
+            // Elsewhere it may be anything, also the zeroes behind a superblock that has moved.
+            model.superblocks.iter().rposition(|w| w.op == op)
+        });
+        let known = self.recording.last_known();
+        let loaded = match load_moved(image, self.recording.place, facts(self.recording), known.as_ref()) {
             Ok(loaded) => loaded,
             Err(LoadError::Meta(MetaError::NoMetadata(_))) if !model.attachable && found.is_none() => {
                 return Ok(Found::Nothing);
@@ -261,8 +275,10 @@ impl Judge<'_> {
             if own || is_inside(&self.model.peer.covered, block) {
                 continue;
             }
+            // Data of the first resync lie there in the end; which of them a sector shows, this model does not know.
+            let was_metadata = self.model.old_place.as_ref().is_some_and(|(_, sectors)| sectors.contains(&sector));
             let (here, there) = (image.tag((0, sector)), self.model.peer_tag(sector));
-            if here != there {
+            if here != there && !was_metadata {
                 return Err(format!("sector {sector} is {here} here and {there} at the peer, and no bit says so"));
             }
         }

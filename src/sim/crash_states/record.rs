@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::meta::relocate::LastKnown;
 use crate::meta::{MdFlags, MetaIo, Place};
 use crate::units::GenId;
 
@@ -80,6 +81,8 @@ pub(super) struct Recording {
     pub name: String,
     /// Size of the device with the metadata, in bytes.
     pub meta_bytes: u64,
+    /// Size that the device had when it was last remembered, if it has grown since.
+    pub known_bytes: Option<u64>,
     /// Medium of the metadata.
     pub meta_medium: Medium,
     /// Where the metadata are.
@@ -93,7 +96,18 @@ pub(super) struct Recording {
 impl Recording {
     pub(super) fn new(name: String, place: Place, meta_bytes: u64) -> Self {
         let meta_medium = u8::from(!place.kind.is_internal());
-        Self { name, meta_bytes, meta_medium, place, ops: Vec::new(), steps: Vec::new(), start: 0 }
+        Self { name, meta_bytes, known_bytes: None, meta_medium, place, ops: Vec::new(), steps: Vec::new(), start: 0 }
+    }
+
+    /// The device has so many KiB more, and nobody has remembered that yet.
+    pub(super) const fn grow(&mut self, kib: u64) {
+        self.known_bytes = Some(self.meta_bytes);
+        self.meta_bytes += kib << 10;
+    }
+
+    /// What the daemon remembers of the device.
+    pub(super) fn last_known(&self) -> Option<LastKnown> {
+        self.known_bytes.map(|size_bytes| LastKnown { size_bytes, device: None, device_uuid: None })
     }
 
     pub(super) fn submit(&mut self, io: Io) -> OpNr {

@@ -10,8 +10,8 @@ use super::world::{A, B, Shape, World};
 use super::{Error, Scenario};
 use crate::engine::event::Command;
 use crate::engine::fault::Fault;
-use crate::engine::load::load;
-use crate::engine::options::{DiskOptions, NetOptions};
+use crate::engine::load::load_moved;
+use crate::engine::options::{DiskOptions, NetOptions, ResizeOptions};
 use crate::meta::create::create_md;
 use crate::meta::layout::BLOCK_BYTES;
 use crate::meta::{AlStripes, MdFlags, MemIo, MetaError, MetaIo, offline};
@@ -53,6 +53,7 @@ pub(super) fn play(scenario: Scenario, seed: u64, fault: Option<Fault>) -> Resul
         Scenario::Storm => storm(seed, external, fault),
         Scenario::Failure => failure(seed, external, fault),
         Scenario::Grow => grow(seed, external, fault),
+        Scenario::Resize => resize(seed, fault),
     }
 }
 
@@ -364,9 +365,36 @@ fn grow(seed: u64, external: bool, fault: Option<Fault>) -> Result<Recording, Er
     Ok(w.recording)
 }
 
+/// The devices of both nodes grow while they are in use, by less than the metadata need or by more; the metadata move, the
+/// new part is synced and written, the ring changes, and the device is made smaller again.
+fn resize(seed: u64, fault: Option<Fault>) -> Result<Recording, Error> {
+    let recorded = usize::from(seed / 2 % 2 == 1);
+    let mut w = pair("resize", seed, shape(6, false, seed % 4 >= 2)?, recorded, protocol(seed), fault)?;
+    some_writes(&mut w, A, 6, 6);
+    w.settle();
+    w.grow([4, 36, 64, 2 * EXTENT / 2][usize::try_from(seed % 4).unwrap_or(0)]);
+    let by = w.below(2);
+    w.command(by, Command::Resize(ResizeOptions::default()));
+    some_writes(&mut w, A, 6, 6);
+    w.settle();
+    if seed % 4 == 3 {
+        some_writes(&mut w, A, 6, 8);
+    }
+    w.settle();
+    let ring = ResizeOptions { al_stripes: Some(2), al_stripe_kib: Some(32), ..ResizeOptions::default() };
+    w.command(recorded, Command::Resize(ResizeOptions { size: Sectors(5 * EXTENT), ..ring }));
+    some_writes(&mut w, A, 6, 4);
+    w.settle();
+    w.must(A, Command::Secondary);
+    w.must(recorded, Command::Detach { force: false });
+    assert!(w.attach(recorded, options())?, "attaches where the metadata are now");
+    Ok(w.recording)
+}
+
 /// The recovery of a crash image, as a recording: crashes in it can be looked at like all others.
 pub(super) fn recovery(of: &Recording, image: &Image<'_>, fact: Fact) -> Result<Recording, Error> {
     let mut recording = Recording::new(format!("recovery of {}", of.name), of.place, of.meta_bytes);
+    recording.known_bytes = of.known_bytes;
     let mut io = MemIo::new(of.meta_bytes);
     let meta = image.content(of.meta_medium);
     let media = [0, of.meta_medium];
@@ -396,6 +424,7 @@ pub(super) fn recovery(of: &Recording, image: &Image<'_>, fact: Fact) -> Result<
     recording.fact(Fact::Attachable);
     recording.fact(fact);
     recording.start = recording.steps.len();
-    load(&mut RecordIo { io: &mut io, recording: &mut recording }, of.place, facts(of))?;
+    let known = of.last_known();
+    load_moved(&mut RecordIo { io: &mut io, recording: &mut recording }, of.place, facts(of), known.as_ref())?;
     Ok(recording)
 }

@@ -13,18 +13,20 @@ use smallvec::SmallVec;
 
 use super::model::facts;
 use super::record::{Fact, Io, OpNr, PeerView, RecordIo, Recording, SECTOR};
+pub(super) use super::shape::Shape;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, DiskOp, LinkAction};
 use crate::engine::event::{
     ClientRequest, Command, CommandId, DiskFailure, Event, LinkEvent, LinkNr, OpId, RequestId, Socket, Timer,
 };
 use crate::engine::fault::Fault;
-use crate::engine::load::{LoadError, load};
+use crate::engine::load::{LoadError, load_moved};
 use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
 use crate::engine::status::VolumeStatus;
-use crate::meta::create::{CreateOptions, create_md};
-use crate::meta::{AlStripes, DeviceSizes, Layout, LayoutError, MdFlags, MemIo, MetaError, MetaKind, Place};
+use crate::engine::undo::{UndoAnswer, UndoOrder};
+use crate::meta::create::create_md;
+use crate::meta::{DeviceSizes, MdFlags, MemIo, MetaError, MetaIo};
 use crate::units::{Sector, SectorRange, Sectors, Timestamp, VolumeNr};
 use crate::wire::packet::Packet;
 use crate::wire::state::{ConnState, Role};
@@ -32,41 +34,6 @@ use crate::wire::state::{ConnState, Role};
 const V: VolumeNr = VolumeNr(0);
 /// Most things that happen until a world must be quiet.
 const STEPS_MAX: usize = 400_000;
-
-/// What the disks of a world look like.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    /// Usable sectors of data.
-    pub data: Sectors,
-    /// Metadata on a device of its own.
-    pub external: bool,
-    pub al: AlStripes,
-}
-
-impl Shape {
-    pub(super) fn place(self) -> Place {
-        if self.external { Place { kind: MetaKind::FlexExternal, data: Some(self.data) } } else { Place::INTERNAL }
-    }
-
-    /// Bytes of the device with the metadata.
-    pub(super) fn meta_bytes(self) -> u64 {
-        // Enough for ring and bitmap of the sizes used here, and for the kernel's minimum.
-        let room = (1 << 20) + u64::from(self.al.blocks()) * 4096 * 2;
-        if self.external { room } else { self.data.bytes() + room }
-    }
-
-    /// # Errors
-    /// When the sizes are impossible.
-    pub(super) fn layout(self) -> Result<Layout, LayoutError> {
-        let meta = Sectors::from_bytes_floor(self.meta_bytes());
-        let sizes = DeviceSizes { meta, data: if self.external { self.data } else { meta } };
-        Layout::new(self.place().kind, self.al, sizes)
-    }
-
-    pub(super) fn create_options(self) -> CreateOptions {
-        CreateOptions { place: self.place(), al: self.al, device_uuid: 1, peer_max_bio_size: 0 }
-    }
-}
 
 #[derive(Debug)]
 struct Node {
@@ -247,6 +214,10 @@ impl World {
             Action::CommandDone { id, result } => {
                 node.results.insert(id, result);
             }
+            Action::Undo { volume, order: UndoOrder::Begin(_) } => {
+                self.event(n, Event::Undo { volume, answer: UndoAnswer::Ready(false) });
+            }
+            Action::Undo { .. } => {}
             Action::RunHandler { run, .. } => self.event(n, Event::HandlerDone { run, code: 0 }),
             Action::SetTimer { timer, at } => {
                 node.timers.insert(timer, at);
@@ -343,7 +314,7 @@ impl World {
             }
             DiskOp::MetaWrite { offset, data, .. } => {
                 // Positions come from a layout of this device.
-                let _ = crate::meta::MetaIo::write_at(&mut node.meta, *offset, data);
+                let _ = MetaIo::write_at(&mut node.meta, *offset, data);
                 None
             }
             _ => None,
@@ -514,15 +485,24 @@ impl World {
         assert!(self.run(n, command), "{}: {} failed", self.recording.name, text.get(..60).unwrap_or(&text));
     }
 
+    /// The device of every node has so many KiB more, and the drivers have seen it.
+    pub(super) fn grow(&mut self, kib: u64) {
+        self.recording.grow(kib);
+        let sizes = DeviceSizes::one(Sectors::from_bytes_floor(self.recording.meta_bytes));
+        for n in 0..self.nodes.len() {
+            self.nodes[n].meta.resize(self.recording.meta_bytes);
+            self.event(n, Event::DiskSize { volume: V, sizes });
+        }
+    }
+
     /// Reads the disk of a node, after recovering it, and attaches it.
     pub(super) fn attach(&mut self, n: usize, opts: DiskOptions) -> Result<bool, LoadError> {
         let (place, facts) = (self.shape.place(), facts(&self.recording));
         let Some(node) = self.nodes.get_mut(n) else { return Ok(false) };
-        let loaded = if n == self.recorded {
-            load(&mut RecordIo { io: &mut node.meta, recording: &mut self.recording }, place, facts)?
-        } else {
-            load(&mut node.meta, place, facts)?
-        };
+        let known = self.recording.last_known();
+        let mut recorded = RecordIo { io: &mut node.meta, recording: &mut self.recording };
+        let io: &mut dyn MetaIo = if n == self.recorded { &mut recorded } else { recorded.io };
+        let loaded = load_moved(io, place, facts, known.as_ref())?;
         Ok(self.run(n, Command::Attach(Box::new(loaded.disk), opts)))
     }
 

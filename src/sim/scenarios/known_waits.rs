@@ -60,7 +60,7 @@ fn refusals_of_a_resync_that_was_given_up_refuse_nothing_later() {
         let mut s = resyncing(if k % 2 == 0 { scenario } else { scenario.rate(8) }, 512);
         s.events(k);
         s.a().start_order(Order::Detach { force: true });
-        s.until("A has no disk", |s| s.state(A, 0).contains("Diskless/"));
+        s.until("A has no disk", |s| s.state(A, 0).contains("Diskless/") && s.has_closed(A, 0));
         s.events(k % 5);
         s.a().start_order(Order::Attach);
         s.settle();
@@ -135,7 +135,7 @@ fn what_was_read_for_a_resync_that_was_given_up_is_not_sent() {
         let mut s = resyncing(scenario, 512);
         s.packets(k / 4);
         s.b().start_order(Order::Detach { force: true });
-        s.until("B has no disk", |s| s.state(B, 0).contains("Diskless/"));
+        s.until("B has no disk", |s| s.state(B, 0).contains("Diskless/") && s.has_closed(B, 0));
         s.b().start_order(Order::Attach);
         s.settle();
         s.same_data();

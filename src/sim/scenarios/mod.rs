@@ -5,6 +5,7 @@
 
 mod activity_log;
 mod blocks;
+mod congestion;
 mod found;
 mod generations;
 mod generations_unseen;
@@ -13,7 +14,9 @@ mod known_reads;
 mod known_states;
 mod known_waits;
 mod liveness;
+mod policies;
 mod resync;
+mod two_primaries;
 mod writes;
 
 #[cfg(test)]

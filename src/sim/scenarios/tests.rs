@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::engine::fault::Fault;
 
 const TABLE: &str = include_str!("../../../docs/scenarios.md");
-const STORIES: [&str; 6] = [
+const STORIES: [&str; 9] = [
     include_str!("activity_log.rs"),
     include_str!("blocks.rs"),
+    include_str!("congestion.rs"),
     include_str!("generations.rs"),
     include_str!("liveness.rs"),
+    include_str!("policies.rs"),
     include_str!("resync.rs"),
+    include_str!("two_primaries.rs"),
     include_str!("writes.rs"),
 ];
 

@@ -46,13 +46,15 @@ pub struct Conf {
     pub net: Vec<String>,
     /// Lines for the `disk` section.
     pub disk: Vec<String>,
+    /// Lines for the `handlers` section.
+    pub handlers: Vec<String>,
 }
 
 impl Conf {
     /// Protocol C between `hosts`, and a fixed resync rate: the regulated one takes its time on small disks.
     pub fn new(hosts: [Host; 2]) -> Self {
         let disk = ["c-plan-ahead 0;", "resync-rate 200M;"].map(str::to_owned).to_vec();
-        Self { protocol: 'C', hosts, net: Vec::new(), disk }
+        Self { protocol: 'C', hosts, net: Vec::new(), disk, handlers: Vec::new() }
     }
 
     /// The text of the file. A lost peer is noticed within seconds, yet no limit is so short that a busy machine trips it.
@@ -74,6 +76,8 @@ impl Conf {
         section(&mut text, &self.net);
         text.push_str("  disk {\n");
         section(&mut text, &self.disk);
+        text.push_str("  handlers {\n");
+        section(&mut text, &self.handlers);
         for host in &self.hosts {
             let port = if host.addr.contains(':') { "" } else { ":7788" };
             let _ = writeln!(text, "  on {} {{\n    address {}{port};", host.name, host.addr);

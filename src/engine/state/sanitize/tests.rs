@@ -47,6 +47,20 @@ fn a_lost_disk_aborts_resync_and_verify() {
 }
 
 #[test]
+fn a_resync_given_up_before_it_began_leaves_its_target_bad() {
+    for conn in [C::StartingSyncS, C::WfBitMapS] {
+        for pdsk in [D::Consistent, D::Outdated, D::Inconsistent] {
+            let (got, _) = clean(&primary(conn, D::Failed, pdsk));
+            assert_eq!((got.conn, got.pdsk), (C::Connected, D::Inconsistent), "{conn} {pdsk}");
+        }
+    }
+    for conn in [C::StartingSyncT, C::WfBitMapT, C::WfSyncUuid] {
+        let (got, _) = clean(&state(conn, D::Outdated, D::Failed));
+        assert_eq!((got.conn, got.disk), (C::Connected, D::Inconsistent), "{conn}");
+    }
+}
+
+#[test]
 fn a_negotiation_cut_off_keeps_the_data_that_clients_know() {
     let new = state(C::BrokenPipe, D::Negotiating, D::UpToDate);
     let known = StateContext {

@@ -87,6 +87,22 @@ fn a_device_that_grows_loses_no_bit() {
     clean(Scenario::Grow);
 }
 
+#[test]
+fn a_device_that_is_resized_loses_nothing() {
+    clean(Scenario::Resize);
+}
+
+/// The old superblock goes first: a crash before the new one is there finds none (S23).
+#[test]
+fn metadata_that_are_given_up_too_early_are_noticed() {
+    let effort = Options { exhaustive: 8, random: 1, every_data_mode: false, ..Options::default() };
+    let options = Options { first_only: true, ..effort };
+    let recording = scenarios::play(Scenario::Resize, 3, Some(Fault::OldPlaceGivenUpEarly)).expect("played");
+    let mut report = Report::default();
+    look_at(&recording, &options, 3, &mut report, |_, _, _| {});
+    assert!(!report.is_clean());
+}
+
 /// The medium's rules, one by one.
 #[test]
 fn the_medium_keeps_and_loses_what_it_may() {

@@ -1,0 +1,143 @@
+//! Split brains that policies resolve, and helpers before a resync: the survivor is the one that the rules name, and a helper
+//! that fails or hangs keeps the data as they are.
+
+use super::super::scenario::{Story, regression};
+use super::super::stamp::WriteId;
+use super::super::world::{A, B};
+use super::{parted, primary};
+use crate::engine::fault::Fault;
+use crate::engine::options::RrConflict;
+use crate::wire::params::AfterSb;
+use crate::wire::state::ConnState;
+
+/// Each was Primary alone, A first; A wrote `blocks[0]` blocks and B `blocks[1]`. The last write of each.
+fn parted_ways(s: &mut Story, blocks: [u64; 2]) -> [WriteId; 2] {
+    s.cut();
+    s.a().becomes("WFConnection");
+    s.b().becomes("WFConnection");
+    [A, B].map(|node| {
+        s.on(node).promote();
+        let writes: Vec<WriteId> =
+            (0..blocks[node]).map(|block| s.on(node).write(512 * (node as u64 + 1) + block * 8, 8)).collect();
+        s.on(node).demote();
+        writes.last().copied().unwrap_or(WriteId(1))
+    })
+}
+
+/// The node that changed more survives, whichever that is, on both nodes, byte for byte; and the same again when the link
+/// breaks while the decision is carried out.
+#[test]
+fn s39_a_policy_gives_up_the_side_that_it_names() {
+    regression(8, &[Fault::ChangesSwapped], |k, scenario| {
+        let mut s = primary(scenario.rate(4).nodes(|n| n.net.after_sb_0p = AfterSb::DiscardLeastChanges));
+        s.a().write(0, 8);
+        s.a().demote();
+        let (survivor, blocks) = if k % 2 == 0 { (A, [6, 2]) } else { (B, [2, 6]) };
+        let writes = parted_ways(&mut s, blocks);
+        s.heal();
+        if k > 1 {
+            s.on(1 - survivor).becomes("SyncTarget");
+            s.packets(k);
+            s.reset();
+        }
+        s.settle();
+        assert!(s.split_brains() > 0);
+        s.same_data();
+        s.both_hold(writes[survivor]);
+    });
+}
+
+/// Nobody changed more: the tie breaker decides, and both nodes know how.
+#[test]
+fn s39_a_tie_is_broken_alike_on_both_nodes() {
+    regression(2, &[Fault::TieBreakerSwapped], |k, scenario| {
+        let policy = [AfterSb::DiscardLeastChanges, AfterSb::DiscardYoungerPrimary][k as usize % 2];
+        let mut s = primary(scenario.nodes(|n| n.net.after_sb_0p = policy));
+        s.a().write(0, 8);
+        s.a().demote();
+        parted_ways(&mut s, [3, 3]);
+        s.heal();
+        s.settle();
+        assert!(s.split_brains() > 0);
+        s.same_data();
+    });
+}
+
+/// A Primary loses the vote and takes it: its clients read the survivor's data from then on, and what they write afterwards is on
+/// both nodes.
+#[test]
+fn s20_a_primary_that_becomes_target_violently_reads_the_survivors_data() {
+    regression(4, &[Fault::ReadInconsistent], |k, scenario| {
+        let scenario = scenario.rate(1).nodes(|n| {
+            n.net.after_sb_1p = AfterSb::ViolentlyAs0p;
+            n.net.after_sb_0p = AfterSb::DiscardLeastChanges;
+            n.net.rr_conflict = RrConflict::Violently;
+        });
+        let mut s = primary(scenario);
+        s.a().write(0, 8);
+        s.a().demote();
+        let writes = parted_ways(&mut s, [2, 200]);
+        s.a().promote();
+        s.heal();
+        s.a().becomes("SyncTarget Primary");
+        s.events(k * 20);
+        s.a().reads(1024 + 199 * 8, 8, writes[B]);
+        let late = s.a().write(4096, 8);
+        s.settle();
+        s.same_data();
+        s.both_hold(writes[B]);
+        s.both_hold(late);
+    });
+}
+
+/// The helper before a resync takes its time or fails: no block moves before it has ended well, also when the link goes
+/// meanwhile.
+#[test]
+fn s30_a_resync_waits_for_its_helper_and_for_nothing_else() {
+    regression(6, &[Fault::HelperNotAwaited], |k, scenario| {
+        let mut s = parted(scenario.helpers(400, 0), 4);
+        s.heal();
+        s.b().becomes("WFBitMapT");
+        s.wait(u64::from(k) * 40);
+        if k % 2 == 1 {
+            s.reset();
+        }
+        s.settle();
+        assert!(s.resyncs() > 0);
+        s.same_data();
+    });
+}
+
+/// A helper that fails ends the connection: nothing is asked for, nothing is overwritten.
+#[test]
+fn s30_a_helper_that_fails_ends_the_connection() {
+    regression(1, &[Fault::HelperCodeIgnored], |_, scenario| {
+        let mut s = parted(scenario.helpers(0, 100), 4);
+        s.heal();
+        s.wait(3000);
+        assert_eq!(s.resyncs(), 0);
+        assert!([A, B].iter().any(|n| s.on(*n).conn() == ConnState::StandAlone));
+    });
+}
+
+/// Without a decision nobody's data are touched.
+#[test]
+fn s39_what_no_policy_decides_is_left_alone() {
+    regression(1, &[Fault::PrimaryGivesWay], |_, scenario| {
+        let scenario = scenario.nodes(|n| {
+            n.net.after_sb_1p = AfterSb::CallPriLostAfterSb;
+            n.net.after_sb_0p = AfterSb::DiscardLeastChanges;
+        });
+        let mut s = primary(scenario);
+        s.a().write(0, 8);
+        s.a().demote();
+        let writes = parted_ways(&mut s, [1, 3]);
+        s.a().promote();
+        s.heal();
+        s.wait(3000);
+        assert!(s.split_brains() > 0);
+        assert_eq!(s.resyncs(), 0);
+        s.holds(A, writes[A]);
+        s.holds(B, writes[B]);
+    });
+}
