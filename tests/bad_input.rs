@@ -240,7 +240,12 @@ fn requests_for_what_is_not_there() {
         Request::DelResource { resource: nowhere() },
     ];
     for request in unknown {
-        assert_words(&a.call(request).expect_err("no such resource"), 158, &["Unknown resource"]);
+        let code = match &request {
+            Request::Disconnect { .. } => 162,
+            Request::DelResource { .. } => 158,
+            _ => 127,
+        };
+        assert_words(&a.call(request).expect_err("no such resource"), code, &["unknown"]);
     }
     let v9 = VolumeNr(9);
     for request in [

@@ -47,13 +47,9 @@ impl Engine {
         mut opts: super::options::DiskOptions,
     ) -> Result<(), CommandError> {
         let now = self.now;
-        let stonith_with_a = self.stonith_with_a(opts.fencing, None);
         let Some(vol) = self.volumes.get_mut(&v) else { return Err(err(127)) };
         if vol.disk.is_none() {
             return Err(err(138));
-        }
-        if stonith_with_a {
-            return Err(err(154));
         }
         if let Some(resync) = vol.resync.as_mut() {
             resync.set_rate(now, opts.resync_rate);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use xtask::lab::drbd::Conf;
@@ -25,7 +26,7 @@ pub struct UdrbdNode {
     /// Further arguments of the daemon.
     arguments: Vec<String>,
     /// Bytes of the log that do not count any more.
-    log_from: std::cell::Cell<usize>,
+    log_from: AtomicUsize,
 }
 
 /// The two programs: cargo names the daemon, the admin tool lies beside it.
@@ -84,7 +85,7 @@ impl UdrbdNode {
             conf: file,
             name: name.to_owned(),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
-            log_from: std::cell::Cell::new(0),
+            log_from: AtomicUsize::new(0),
         };
         node.run_daemon()?;
         Ok(node)
@@ -107,12 +108,12 @@ impl UdrbdNode {
 
     /// What is logged from here on is what [`UdrbdNode::log_since`] gives.
     pub fn forget_log(&self) {
-        self.log_from.set(self.log_text().len());
+        self.log_from.store(self.log_text().len(), Ordering::Relaxed);
     }
 
     /// What the daemon has logged since [`UdrbdNode::forget_log`].
     pub fn log_since(&self) -> String {
-        self.log_text().get(self.log_from.get()..).unwrap_or_default().to_owned()
+        self.log_text().get(self.log_from.load(Ordering::Relaxed)..).unwrap_or_default().to_owned()
     }
 
     /// Opens volume 0 and keeps it open until told otherwise.

@@ -178,7 +178,7 @@ fn everything_comes_and_goes() {
     // Also done when there is none.
     pair.a.ok(Request::Down { resource: RES.to_owned(), force: false });
     let (code, _) = pair.a.refused(pair.a.primary(false));
-    assert_eq!(code, 158);
+    assert_eq!(code, 127);
     pair.a.up(&net(&[]));
 }
 

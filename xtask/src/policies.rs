@@ -35,7 +35,7 @@ fn play(name: &str, install: bool, write: Option<&Path>, ask: impl FnOnce(&mut C
             command.envs(path.map(|path| (format!("UDRBD_{}_WRITE", name.to_uppercase()), path)));
         }
         Err(error) => {
-            eprintln!("{name}: {}: {error}", write.unwrap_or(Path::new("")).display());
+            eprintln!("{name}: {}: {error}", write.map_or_else(String::new, |path| path.display().to_string()));
             return ExitCode::from(2);
         }
     }

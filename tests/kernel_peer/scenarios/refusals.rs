@@ -85,9 +85,12 @@ const FRESH: &[Step] = &[
     Says(Me, "net-options --protocol=A r0", 10, STONITH_AND_A),
     Says(Me, "disk-options --fencing=dont-care r0", 0, ""),
     Says(Me, "net-options --protocol=A r0", 0, ""),
-    Says(Me, "disk-options --fencing=resource-and-stonith r0", 10, STONITH_AND_A),
+    // Only changes of `net` are looked at once there is a connection.
+    Says(Me, "disk-options --fencing=resource-and-stonith r0", 0, ""),
+    Says(Me, "disk-options --fencing=dont-care r0", 0, ""),
     Says(Me, "net-options --protocol=C r0", 0, ""),
-    Says(Me, "new-minor r0", 10, "(161) Minor or volume exists already (delete it first)"),
+    // The same again is no mistake.
+    Says(Me, "new-minor r0", 0, ""),
     Says(Me, "secondary r0", 0, ""),
 ];
 
@@ -113,6 +116,7 @@ const PRIMARY: &[Step] = &[
     // The peer's disk goes; this one is the last.
     Says(Peer, "detach r0", 0, ""),
     Disks(Me, "UpToDate/Diskless"),
+    Says(Peer, "attach --size=10G r0", 10, "(111) Low.dev. smaller than requested DRBD-dev. size."),
     Says(Me, "detach r0", 17, "(-2) Need access to UpToDate data"),
     // Nothing to do, as it says.
     Says(Me, "invalidate-remote r0", 0, ""),
@@ -125,7 +129,6 @@ const PRIMARY: &[Step] = &[
     Says(Me, "disk-options --resync-rate=40M r0", 10, "(138) Device does not have a disk-config"),
     Says(Me, "resize r0", 10, "(138) Device does not have a disk-config"),
     Says(Me, "disconnect r0", 17, "(-2) Need access to UpToDate data"),
-    Says(Me, "attach --size=10G r0", 10, "(111) Low.dev. smaller than requested DRBD-dev. size."),
     Says(Me, "attach r0", 0, ""),
     Disks(Me, "UpToDate/UpToDate"),
     // A resync that does not go on.
@@ -233,8 +236,9 @@ impl Table<'_> {
             "del-resource" => "drbdsetup del-resource r0".to_owned(),
             "new-minor" => "drbdsetup new-minor r0 0 0".to_owned(),
             "attach" if args.contains("size") => {
+                // drbdadm knows no size here; what it does before an attach has to be done as well.
                 format!(
-                    "drbdsetup {}",
+                    "drbdadm apply-al r0 && drbdsetup {}",
                     args.replace(" r0", "").replace("attach", "attach 0 /dev/ubda /dev/ubda internal")
                 )
             }
