@@ -69,6 +69,7 @@ fn both_disks_grow_under_a_client_and_shrink_again() {
     write(&mut later, old + 8 * MIB, &[9; 65536]).expect("written in the new part");
     client.close().expect("closed");
     later.close().expect("closed");
+    pair.a.wait("the clients left", |v| v.open_count == 0);
 
     // Both die; where the metadata are now is found.
     pair.a.kill();
@@ -84,6 +85,7 @@ fn both_disks_grow_under_a_client_and_shrink_again() {
     assert_eq!(client.read(old + 8 * MIB, 65536).expect("read"), [9; 65536]);
     assert_eq!(client.read(0, 4096).expect("read"), [7; 4096]);
     client.close().expect("closed");
+    pair.a.wait("the client left", |v| v.open_count == 0);
 
     // Smaller, by the Secondary's operator; a client that comes sees it.
     pair.b.ok(resize(Sectors(10 * MIB / 512)));

@@ -88,6 +88,11 @@ pub fn read_peer_state(os: &VolumeState, ps: &VolumeState, ctx: &ReceivedContext
         // A late packet of a resync that is over here.
         pdsk = D::UpToDate;
     }
+    let target_before = matches!(ps.conn, C::StartingSyncT | C::WfBitMapT | C::WfSyncUuid);
+    if os.disk <= D::Failed && target_before && matches!(pdsk, D::Consistent | D::Outdated) {
+        // It is about to be the target of a resync from the disk that was lost here: its data are old, and stay so.
+        pdsk = D::Inconsistent;
+    }
 
     if os.conn == C::WfBitMapT && ps.conn == C::WfBitMapT {
         return Received::BothTargets;
@@ -202,6 +207,15 @@ mod tests {
             // It may also be a state from before the resync.
             let left = ReceivedContext { may_be_done: false, ..CTX };
             assert_eq!(view(&os, &done, &left).conn, conn);
+        }
+    }
+
+    #[test]
+    fn the_target_of_a_lost_source_has_old_data() {
+        let os = state(C::Connected, D::Failed, D::Inconsistent);
+        for disk in [D::Consistent, D::Outdated] {
+            assert_eq!(view(&os, &state(C::WfBitMapT, disk, D::UpToDate), &CTX).pdsk, D::Inconsistent);
+            assert_eq!(view(&os, &state(C::Connected, disk, D::UpToDate), &CTX).pdsk, disk);
         }
     }
 
