@@ -63,6 +63,9 @@ pub const CONGESTION_POSTPONE_MS: u64 = 100;
 /// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
 /// of the peer's flush delay.
 pub const BARRIER_DELAY_MS: u64 = 5;
+/// Most runs of blocks that may fail between an exchange of bitmaps and the resync that follows; a peer that names more has
+/// no disk to speak of. Arbitrary: far more than writes are under way.
+pub const FAILED_EARLY_MAX: usize = 65_536;
 /// How long an own write that a kernel refused for a write of its own waits for that one before it is sent again, in
 /// milliseconds; our choice, far longer than what is already on its way takes.
 pub const CONFLICT_RESEND_MS: u64 = 100;

@@ -31,12 +31,29 @@ pub(crate) struct Pending {
 #[derive(Debug)]
 pub(crate) enum Job {
     Primary(Promotion),
-    Secondary { told: bool },
-    Detach { force: bool, until: Option<Timestamp> },
-    Disconnect { force: bool, outdates: Outdates },
-    Change { change: StateChange, retry: bool },
+    Secondary {
+        /// The operator was told what it waits for.
+        told: bool,
+        /// The peer was asked to acknowledge at once.
+        hurried: bool,
+    },
+    Detach {
+        force: bool,
+        until: Option<Timestamp>,
+    },
+    Disconnect {
+        force: bool,
+        outdates: Outdates,
+    },
+    Change {
+        change: StateChange,
+        retry: bool,
+    },
     ResumeIo,
-    Resize { opts: ResizeOptions, step: ResizeStep },
+    Resize {
+        opts: ResizeOptions,
+        step: ResizeStep,
+    },
     Md,
 }
 
@@ -123,7 +140,7 @@ impl Engine {
                 self.request_ping();
                 return self.start_command(id, v, Job::Primary(Promotion { force, ..Promotion::default() }));
             }
-            Command::Secondary => return self.start_command(id, v, Job::Secondary { told: false }),
+            Command::Secondary => return self.start_command(id, v, Job::Secondary { told: false, hurried: false }),
             Command::Outdate => {
                 return self.start_command(
                     id,
@@ -204,8 +221,21 @@ impl Engine {
         }
     }
 
+    /// Commands are looked at again at this time, whoever else has asked for another one.
+    pub(crate) fn retry_commands(&mut self, at: Timestamp) {
+        self.retry_at.insert(at);
+        if let Some(at) = self.retry_at.first().copied() {
+            self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
+        }
+    }
+
     /// The retry timer of commands fired.
     pub(crate) fn on_command_timer(&mut self) {
+        let now = self.now;
+        self.retry_at.retain(|at| *at > now);
+        if let Some(at) = self.retry_at.first().copied() {
+            self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
+        }
         let (ready, rest) =
             std::mem::take(&mut self.commands).into_iter().partition(|c: &Pending| c.wait == Wait::Timer);
         self.commands = rest;
@@ -333,16 +363,23 @@ impl Engine {
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         match vol.state.disk {
             DiskState::Diskless if vol.disk.is_none() && !vol.closing => return self.command_done(id, Ok(())),
+            // It hung only when it was about to be closed.
+            DiskState::Failed if force && vol.stuck == 0 && now >= until && vol.disk.is_some() => {
+                self.give_up_operations(v);
+                return self.run_detach(pending, answer);
+            }
             // It is gone for everybody; the device itself may hang for long.
-            DiskState::Failed if force && vol.stuck > 0 && now >= until => return self.command_done(id, Ok(())),
+            DiskState::Diskless | DiskState::Failed if force && vol.stuck > 0 && now >= until => {
+                return self.command_done(id, Ok(()));
+            }
             DiskState::Diskless | DiskState::Failed if !first => return self.wait(pending, Wait::Change),
             _ => {}
         }
         if force {
             if vol.state.disk > DiskState::Diskless {
                 self.force_off(v, None);
-                self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at: until });
             }
+            self.retry_commands(until);
             return self.wait(pending, Wait::Change);
         }
         if vol.state.conn == ConnState::Ahead {

@@ -66,6 +66,11 @@ impl Engine {
                 disk.al.set_updates(true);
                 disk.al.ring_is_stale()
             });
+        if let Some(vol) = self.volumes.get_mut(&v) {
+            // It may be shorter than the one that the timer was set for.
+            vol.disk_timer = false;
+            vol.disk_suspect = None;
+        }
         self.arm_disk_timeout(v);
         self.update_md_flags(v);
         if !al_updates {

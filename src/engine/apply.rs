@@ -319,11 +319,13 @@ impl Engine {
                 let ctx = self.state_context(v);
                 let effects = after_effects(&old, &new, &ctx).into_iter().chain(connection_effects(&old, &new, &ctx));
                 for effect in effects {
+                    if matches!(effect, Effect::WriteMetadata | Effect::DropDiskReference) {
+                        // What hangs is given up, not what is written of a disk before it is closed.
+                        self.give_up_what_is_due();
+                    }
                     self.effect(v, effect, &new);
                 }
-                for v in std::mem::take(&mut self.give_up_due) {
-                    self.give_up_operations(v);
-                }
+                self.give_up_what_is_due();
                 if old.pdsk == DiskState::UpToDate && new.pdsk != DiskState::UpToDate {
                     self.release_denied(v);
                 }

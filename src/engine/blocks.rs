@@ -26,6 +26,12 @@ impl BlockSet {
         self.count == 0
     }
 
+    /// Number of runs, which is what it costs.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Adds blocks.
     pub fn insert(&mut self, bits: Range<u64>) {
         if bits.is_empty() {

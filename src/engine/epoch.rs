@@ -7,6 +7,9 @@
 //!
 //! With two Primaries the peer may refuse writes. A kernel (see `two_primaries`) does not count these, and acknowledges no
 //! epoch that had some: it goes with the next one that is acknowledged, or when nothing is left of it.
+//!
+//! A frozen write that the other Primary has, and may have overwritten since, is not sent again. It *rides* in the epoch that
+//! was open then: that one's acknowledgement speaks for it as well, and does not count it.
 
 use std::collections::VecDeque;
 
@@ -20,8 +23,25 @@ pub(crate) struct SentEpoch {
     pub members: Vec<u64>,
     /// Writes that were sent in it and refused.
     pub refused: u32,
+    /// Writes of an earlier link that the peer has; they are not counted.
+    pub riders: Vec<u64>,
     /// When the barrier was sent.
     pub barrier_at: Option<Timestamp>,
+}
+
+impl SentEpoch {
+    const fn new(nr: u32) -> Self {
+        Self { nr, members: Vec::new(), refused: 0, riders: Vec::new(), barrier_at: None }
+    }
+
+    /// Whether nobody waits for its acknowledgement.
+    const fn is_bare(&self) -> bool {
+        self.members.is_empty() && self.riders.is_empty()
+    }
+
+    fn into_keys(self) -> impl Iterator<Item = u64> {
+        self.riders.into_iter().chain(self.members)
+    }
 }
 
 /// Why a `P_BARRIER_ACK` was refused.
@@ -57,11 +77,33 @@ impl SendEpochs {
 
     /// Adds a write to the open epoch and returns its number.
     pub(crate) fn add(&mut self, key: u64) -> u32 {
-        match self.queue.back_mut() {
-            Some(e) if e.nr == self.current => e.members.push(key),
-            _ => self.queue.push_back(SentEpoch { nr: self.current, members: vec![key], refused: 0, barrier_at: None }),
-        }
+        self.open().members.push(key);
         self.current
+    }
+
+    /// A write that is not sent again: it ends with the open epoch, whose number this is. That one needs a write of its own,
+    /// see [`rides_alone`](Self::rides_alone).
+    pub(crate) fn ride(&mut self, key: u64) -> u32 {
+        self.open().riders.push(key);
+        self.current
+    }
+
+    /// Whether the open epoch has no write that the peer would count, and others wait for its end.
+    pub(crate) fn rides_alone(&self) -> bool {
+        self.queue.back().is_some_and(|e| e.nr == self.current && e.members.is_empty() && !e.riders.is_empty())
+    }
+
+    fn open(&mut self) -> &mut SentEpoch {
+        if self.queue.back().is_none_or(|e| e.nr != self.current) {
+            self.queue.push_back(SentEpoch::new(self.current));
+        }
+        let last = self.queue.len() - 1;
+        &mut self.queue[last]
+    }
+
+    /// Writes of this link that are not covered by an acknowledgement, oldest first.
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = u64> + '_ {
+        self.queue.iter().flat_map(|e| e.riders.iter().chain(&e.members)).copied()
     }
 
     /// Closes the open epoch if it has writes.
@@ -93,12 +135,12 @@ impl SendEpochs {
 
     /// Nobody acknowledges an epoch of which nothing is left; its barrier goes out all the same.
     fn drop_empty(&mut self) {
-        self.queue.retain(|e| !(e.members.is_empty() && e.refused > 0 && e.barrier_at.is_some()));
+        self.queue.retain(|e| !(e.is_bare() && e.refused > 0 && e.barrier_at.is_some()));
     }
 
     /// Whether a closed epoch had refused writes and no later one can bring its acknowledgement.
     pub(crate) fn mixed_is_last(&self) -> bool {
-        let mixed = |e: &SentEpoch| e.refused > 0 && !e.members.is_empty() && e.barrier_at.is_some();
+        let mixed = |e: &SentEpoch| e.refused > 0 && !e.is_bare() && e.barrier_at.is_some();
         self.queue.iter().rev().find(|e| e.refused == 0 || mixed(e)).is_some_and(mixed)
     }
 
@@ -120,20 +162,21 @@ impl SendEpochs {
         if epoch.members.len() as u64 != u64::from(set_size) {
             return Err(BarrierAckError::Count { nr, got: set_size, expected: epoch.members.len() });
         }
-        Ok(self.queue.drain(..=skippable).flat_map(|e| e.members).collect())
+        Ok(self.queue.drain(..=skippable).flat_map(SentEpoch::into_keys).collect())
     }
 
     /// The link is gone: all members of all epochs, oldest first. Numbering goes on.
     pub(crate) fn drain(&mut self) -> Vec<u64> {
         self.close();
-        self.queue.drain(..).map(|e| e.members).chain(self.frozen.drain(..)).flatten().collect()
+        let sent = self.queue.drain(..).flat_map(SentEpoch::into_keys);
+        sent.chain(self.frozen.drain(..).flatten()).collect()
     }
 
     /// The link is gone, and everything waits for the next one. Gives all members, oldest first. Numbering goes on.
     pub(crate) fn freeze(&mut self) -> Vec<u64> {
         self.close();
         let later = std::mem::take(&mut self.frozen);
-        self.frozen = self.queue.drain(..).map(|e| e.members).chain(later).collect();
+        self.frozen = self.queue.drain(..).map(|e| e.into_keys().collect()).chain(later).collect();
         self.frozen().collect()
     }
 
@@ -169,13 +212,13 @@ impl SendEpochs {
 
     /// Whether every epoch of this link up to `nr` is acknowledged.
     pub(crate) fn is_answered(&self, nr: u32) -> bool {
-        let mut left = self.queue.iter().filter(|e| !e.members.is_empty());
+        let mut left = self.queue.iter().filter(|e| !e.is_bare());
         left.next().is_none_or(|e| nr.wrapping_sub(e.nr).cast_signed() < 0)
     }
 
     /// Number of the last epoch that has writes, open or closed.
     pub(crate) fn last(&self) -> Option<u32> {
-        self.queue.iter().rev().find(|e| !e.members.is_empty()).map(|e| e.nr)
+        self.queue.iter().rev().find(|e| !e.is_bare()).map(|e| e.nr)
     }
 }
 
@@ -256,6 +299,40 @@ mod tests {
         assert_eq!(e.oldest_barrier(), None);
         // A receiver that counts as we do acknowledges it.
         assert_eq!(e.ack(1, 1), Ok(vec![3]));
+    }
+
+    #[test]
+    fn what_is_not_sent_again_ends_with_the_open_epoch_and_is_not_counted() {
+        let mut e = SendEpochs::default();
+        e.add(1);
+        assert_eq!(e.freeze(), vec![1]);
+        for key in e.take_frozen() {
+            assert_eq!(e.ride(key), 1);
+        }
+        e.close();
+        assert!(e.rides_alone() && !e.is_retired(1) && e.last() == Some(1));
+        assert_eq!(e.take_due_barrier(T), None, "there is nothing to count");
+        e.add(2);
+        assert!(!e.rides_alone());
+        e.close();
+        e.take_due_barrier(T);
+        assert_eq!(e.unanswered().collect::<Vec<_>>(), vec![1, 2]);
+        // The link is lost again: both are frozen, the older one first.
+        assert_eq!(e.freeze(), vec![1, 2]);
+        for key in e.take_frozen() {
+            e.ride(key);
+        }
+        // A write that is refused does not take them with it.
+        e.add(3);
+        e.close();
+        e.take_due_barrier(T);
+        e.forget(Some(2), 3);
+        assert!(e.mixed_is_last());
+        e.add(4);
+        e.close();
+        e.take_due_barrier(T);
+        assert_eq!(e.ack(3, 1), Ok(vec![1, 2, 4]));
+        assert!(e.is_retired(3));
     }
 
     #[test]

@@ -165,6 +165,8 @@ faults! {
             "Frozen I/O goes on when the fence-peer helper has ended, whatever it says.";
         AckedNotResent, "acked-not-resent",
             "A frozen write that the peer had acknowledged is not sent again, though no barrier acknowledgement covers it.";
+        AckedResent, "acked-resent",
+            "A frozen write that the other Primary had acknowledged is sent again, over what that one has written there since.";
         // Volatile caches.
         SuperblockNotDurable, "superblock-not-durable",
             "The superblock is written without FUA and without a flush behind it.";

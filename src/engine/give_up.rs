@@ -79,6 +79,13 @@ impl Engine {
         }
     }
 
+    /// Disks that a change of their state has taken away.
+    pub(crate) fn give_up_what_is_due(&mut self) {
+        for v in std::mem::take(&mut self.give_up_due) {
+            self.give_up_operations(v);
+        }
+    }
+
     /// Everything that waits for the disk goes on as after a failure.
     pub(crate) fn give_up_operations(&mut self, v: VolumeNr) {
         let mut given_up = Vec::new();

@@ -120,6 +120,8 @@ pub struct Engine {
     /// Volumes whose disk goes by force, until the peer was told.
     give_up_due: Vec<VolumeNr>,
     commands: Vec<admin::Pending>,
+    /// When commands are looked at again that wait for a time.
+    retry_at: BTreeSet<Timestamp>,
     md_done_early: Vec<(CommandId, bool)>,
     recheck_commands: bool,
     resync_kick: BTreeSet<VolumeNr>,
@@ -160,6 +162,7 @@ impl Engine {
             unannounced: Vec::new(),
             give_up_due: Vec::new(),
             commands: Vec::new(),
+            retry_at: BTreeSet::new(),
             md_done_early: Vec::new(),
             recheck_commands: false,
             resync_kick: BTreeSet::new(),

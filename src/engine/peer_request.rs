@@ -80,8 +80,9 @@ pub(crate) struct PeerRequest {
     /// Bits of its range were set after it came: it does not carry the newest data and clears nothing.
     pub(crate) stale: bool,
     pub(crate) since: Timestamp,
-    /// It is not written, for an own write (see `conflict`); and whether the peer was told.
+    /// It is not written, for own writes (see `conflict`): which, and whether the peer was told.
     pub(crate) refused: Option<Verdict>,
+    pub(crate) refused_for: SmallVec<[u64; 2]>,
     pub(crate) answered: bool,
     /// Waits until what it overwrites is saved; has waited.
     pub(crate) undo_pending: bool,
@@ -148,7 +149,9 @@ impl Engine {
     /// next answer went out.
     #[must_use]
     pub fn accepts_peer_requests(&self) -> bool {
-        self.peer_requests.len() < PEER_REQUESTS_MAX && self.rx.count() < PEER_REQUESTS_MAX
+        self.peer_requests.len() < PEER_REQUESTS_MAX
+            && self.rx.count() < PEER_REQUESTS_MAX
+            && self.conn.stalled.len() < PEER_REQUESTS_MAX
     }
 
     pub(crate) fn accept(
@@ -179,6 +182,7 @@ impl Engine {
             stale: false,
             since: self.now,
             refused: None,
+            refused_for: SmallVec::new(),
             answered: false,
             undo_pending: false,
             undo_settled: false,
@@ -282,6 +286,9 @@ impl Engine {
         let (no_fua, no_discard) = (self.faulty(Fault::FuaIgnored), self.faulty(Fault::DiscardNotMirrored));
         if self.undo_before_peer(key) {
             return;
+        }
+        if let Some(request) = self.peer_requests.get(key).filter(|r| matches!(r.kind, PeerKind::Write { .. })) {
+            self.note_overwritten(request.volume, request.range);
         }
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         request.submitted = true;

@@ -18,7 +18,7 @@ use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::{Sectors, VolumeNr};
 use crate::wire::digest::AlgName;
 use crate::wire::packet::Packet;
-use crate::wire::params::{ConnFlags, Protocol, SyncParam};
+use crate::wire::params::{ConnFlags, Protocol, ReplProtocol, SyncParam};
 use crate::wire::sizes::{DdsFlags, Sizes};
 use crate::wire::state::{ConnState, DiskState, Role, StateWord};
 use crate::wire::uuids::Uuids;
@@ -60,6 +60,21 @@ impl Engine {
 
     /// The peer changed its settings while connected: adopted without a check, as the protocol wants.
     pub(crate) fn on_protocol_update(&mut self, p: &Protocol) {
+        let both = |vol: &super::volume::Volume| vol.state.role == Role::Primary && vol.state.peer == Role::Primary;
+        let wrong = if !self.conn.peer_protocol {
+            "came before P_PROTOCOL"
+        } else if p.two_primaries && p.protocol != ReplProtocol::C {
+            "wants two Primaries without protocol C"
+        } else if !p.two_primaries && self.volumes.values().any(both) {
+            "does not allow two Primaries, and there are two"
+        } else if self.volumes.values().any(|vol| self.stonith_with_a(vol.opts.fencing, Some(p.protocol))) {
+            "wants protocol A, and I/O here waits for fencing"
+        } else {
+            ""
+        };
+        if !wrong.is_empty() {
+            return self.peer_error("P_PROTOCOL_UPDATE", wrong);
+        }
         self.epochs.close();
         if let Some(o) = self.conn.opts.as_mut() {
             o.protocol = p.protocol;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::engine::action::{Action, CommandError, Level};
 use crate::engine::admin::{Attempt, Job, Pending, Wait};
-use crate::engine::event::{CommandId, Timer};
+use crate::engine::event::CommandId;
 use crate::engine::fault::Fault;
 use crate::engine::fence_peer::Fenced;
 use crate::engine::md::MdDone;
@@ -86,13 +86,13 @@ impl Engine {
                     p.waited = true;
                     let timeout = self.conn.opts.as_ref().map_or(Duration::ZERO, |o| o.ping_timeout);
                     let at = self.now.after(timeout + Duration::from_millis(100));
-                    self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
+                    self.retry_commands(at);
                     return self.wait(pending, Wait::Timer);
                 }
                 Attempt::Refused(_) if answer == Some(StateResult::ConcurrentStChg) && p.tries < 4 => {
                     // Both are being promoted at the same time: the peer's own change has to be through first.
                     let at = self.now.after(Duration::from_millis(100));
-                    self.out.push(Action::SetTimer { timer: Timer::CommandRetry, at });
+                    self.retry_commands(at);
                     return self.wait(pending, Wait::Timer);
                 }
                 Attempt::Refused(code) => return self.command_done(id, Err(CommandError::State(code))),
@@ -173,7 +173,10 @@ impl Engine {
         // The primary indicator may only be cleared when every request is done (metadata.md 9.3).
         self.epochs.close();
         self.send_due_barrier();
-        if self.conn.relaxed_epochs {
+        if self.conn.relaxed_epochs
+            && let Job::Secondary { hurried, .. } = &mut pending.job
+            && !std::mem::replace(hurried, true)
+        {
             self.send_data(v, Packet::UnplugRemote);
         }
         let busy = self.requests.iter().any(|(_, r)| r.volume == v)
@@ -181,7 +184,7 @@ impl Engine {
             || self.frozen_flushes.iter().any(|(_, of)| *of == v);
         if busy && !self.faulty(Fault::DemotedBusy) {
             if state.is_suspended()
-                && let Job::Secondary { told } = &mut pending.job
+                && let Job::Secondary { told, .. } = &mut pending.job
                 && !std::mem::replace(told, true)
             {
                 // As in 8.4 it waits; there nobody says for what.

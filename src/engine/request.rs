@@ -29,6 +29,9 @@ pub(crate) const PART_BYTES_MAX: u64 = crate::limits::REQUEST_BYTES_MAX_V100 as 
 pub(crate) static ZEROES: [u8; crate::limits::REQUEST_BYTES_MAX_V100 as usize] =
     [0; crate::limits::REQUEST_BYTES_MAX_V100 as usize];
 
+/// Master of a part that no client waits for.
+pub(crate) const NO_CLIENT: u64 = u64::MAX;
+
 /// What a part does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -101,6 +104,10 @@ pub(crate) struct Request {
     pub stale_here: bool,
     /// What the peer, as the resolver of conflicts, said of it.
     pub standing: Standing,
+    /// It was refused on a link that is gone, and begins again once the own disk has ended it.
+    pub begins_again: bool,
+    /// The other Primary has written there since it was written, and that is on its way to the own disk, or there.
+    pub overwritten: bool,
     /// What it overwrites is saved, as far as that is wanted.
     pub undo_settled: bool,
 }
@@ -217,6 +224,8 @@ impl Engine {
             tried_remote: false,
             stale_here: false,
             standing: Standing::Free,
+            begins_again: false,
+            overwritten: false,
             undo_settled: false,
         })
     }

@@ -18,7 +18,8 @@ use crate::engine::progress::Progress;
 use crate::engine::rate::Pacer;
 use crate::engine::state::{ChangeMode, StateChange};
 use crate::limits::{
-    BM_BLOCK_SECTORS, LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES, RESYNC_UNACKED_MAX,
+    BM_BLOCK_SECTORS, FAILED_EARLY_MAX, LAZY_BITMAP_DELAY_MS, RESYNC_IN_FLIGHT_BYTES, RESYNC_REQUEST_BYTES,
+    RESYNC_UNACKED_MAX,
 };
 use crate::meta::MdFlags;
 use crate::units::{GenId, Sector, SectorRange, Sectors, Timestamp, VolumeNr};
@@ -335,6 +336,14 @@ impl Engine {
             self.resync_failed(v, range);
         } else if matches!(vol.state.conn, ConnState::WfBitMapS | ConnState::Ahead) {
             vol.failed_early.insert(range.bits_touched());
+            if vol.failed_early.runs() > FAILED_EARLY_MAX {
+                self.log(
+                    Level::Error,
+                    Some(v),
+                    "too many blocks failed before the resync began; dropping the connection",
+                );
+                self.drop_link(ConnState::NetworkFailure);
+            }
         }
     }
 

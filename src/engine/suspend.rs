@@ -14,13 +14,13 @@ use crate::engine::admin::{Pending, Wait};
 use crate::engine::conflict::Standing;
 use crate::engine::event::RequestId;
 use crate::engine::fault::Fault;
-use crate::engine::request::{Kind, Side};
+use crate::engine::request::{Kind, NO_CLIENT, Side};
 use crate::engine::state::{
     Effect, Fencing, RestartHow, StateChange, VolumeState, admits_io, replicates, sends_out_of_sync, susp_text,
     writes_locally,
 };
 use crate::units::VolumeNr;
-use crate::wire::state::{ConnState, DiskState};
+use crate::wire::state::{ConnState, DiskState, Role};
 
 /// What becomes of the frozen writes when I/O goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,16 +76,26 @@ impl Engine {
         if !self.freezes_requests() {
             return self.requests_lost();
         }
+        let again = self.refused_begin_again();
         for key in self.epochs.freeze() {
+            if again.contains(&key) {
+                continue;
+            }
             if let Some(request) = self.requests.get_mut(key) {
                 request.set_in_sync = false;
                 request.sync_due = false;
                 request.standing = Standing::Free;
+                if request.master == NO_CLIENT {
+                    // It was to end an epoch, and that is over.
+                    request.net = Side::Failed;
+                    request.retired = true;
+                }
             }
             self.progress(key);
         }
-        // What the peer, as the other Primary, refused is in no epoch.
-        self.refused_lost();
+        for key in again {
+            self.begin_again(key);
+        }
         self.reads_lost();
         for vol in self.volumes.values_mut() {
             vol.counters.pending = 0;
@@ -145,7 +155,9 @@ impl Engine {
                         // The peer has no disk to take what was frozen: it finds that out by the generation, when it has one.
                         self.begin_pending_generation(v);
                         self.send_uuids_durably(v);
-                    } else if let Some(vol) = self.volumes.get_mut(&v) {
+                    } else if state.conn >= ConnState::Connected
+                        && let Some(vol) = self.volumes.get_mut(&v)
+                    {
                         vol.new_uuid_pending = false;
                     }
                 }
@@ -245,6 +257,9 @@ impl Engine {
             }
             self.epochs.close();
         }
+        if self.epochs.rides_alone() {
+            self.send_empty_write();
+        }
         self.resend_due = false;
         for vol in self.volumes.values_mut() {
             vol.frozen_from = None;
@@ -271,9 +286,12 @@ impl Engine {
 
     fn resend(&mut self, key: u64) {
         let now = self.now;
-        let trusting = self.faulty(Fault::AckedNotResent);
+        let (trusting, replays) = (self.faulty(Fault::AckedNotResent), self.faulty(Fault::AckedResent));
         let Some(request) = self.requests.get_mut(key) else { return };
         let (v, range) = (request.volume, request.range);
+        if request.begins_again {
+            return;
+        }
         let trusted = trusting && request.net == Side::Ok;
         if request.net == Side::Failed
             || trusted
@@ -285,6 +303,23 @@ impl Engine {
         }
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let state = vol.state;
+        let both = state.peer == Role::Primary && state.conn >= ConnState::Connected;
+        if request.net == Side::Ok
+            && request.confirmed
+            && (request.overwritten || both)
+            && replicates(&state)
+            && !replays
+        {
+            // The other Primary has it, and may have written there since, with a write that is here already or is lost: it
+            // must not be undone by an older one. An empty write brings the acknowledgement that it is on stable storage.
+            vol.congestion.in_flight += range.count.0;
+            self.send_due_barrier();
+            let epoch = self.epochs.ride(key);
+            if let Some(request) = self.requests.get_mut(key) {
+                request.epoch = Some(epoch);
+            }
+            return self.progress(key);
+        }
         let local = vol.disk_usable() && writes_locally(&state);
         let own_counts = local && state.disk == DiskState::UpToDate;
         // Where this node has no good copy these were written to the peer's data as they were when they froze.

@@ -15,9 +15,11 @@
 //! comes then, nor where the resolver's write came while there was no disk here, so an own write that waits for nothing is sent
 //! again after a while.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
@@ -28,7 +30,8 @@ use crate::engine::fault::Fault;
 use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
 use crate::engine::peer_request::PeerKind;
-use crate::engine::request::{AckDue, AckKind, Kind, Request, Side};
+use crate::engine::request::{AckDue, AckKind, Kind, NO_CLIENT, Request, Side};
+use crate::engine::volume::Volume;
 use crate::limits::CONFLICT_RESEND_MS;
 use crate::units::{BlockId, Sector, SectorRange, Sectors, SeqNr, Timestamp, VolumeNr};
 use crate::wire::data::{Data, DpFlags};
@@ -125,6 +128,20 @@ impl Engine {
         active.into_iter().flatten().filter_map(|key| self.requests.get(key))
     }
 
+    /// The own writes there that the peer has not acknowledged, by key.
+    fn open_own_writes(&self, v: VolumeNr, range: SectorRange) -> SmallVec<[u64; 2]> {
+        let active = self.volumes.get(&v).map(|vol| vol.active.overlapping(range));
+        let open = |key: &u64| self.requests.get(*key).is_some_and(|own| own.net == Side::Pending);
+        active.into_iter().flatten().filter(open).collect()
+    }
+
+    /// Whether one of the own writes for which this one was refused is still so. Later ones have no say in it, or there would
+    /// be no end.
+    fn any_of(&self, key: u64, is: impl Fn(&Request) -> bool) -> bool {
+        let deciding = self.peer_requests.get(key).map(|request| &request.refused_for);
+        deciding.into_iter().flatten().any(|own| self.requests.get(*own).is_some_and(&is))
+    }
+
     fn verdict(&self, v: VolumeNr, range: SectorRange) -> Verdict {
         let resolver = self.conn.resolve_conflicts;
         let verdict = conflict::judge_all(self.own_writes(v, range).map(|own| own.as_seen_by(range)), resolver);
@@ -159,6 +176,7 @@ impl Engine {
         if verdict <= Verdict::Wait {
             return verdict;
         }
+        let deciding = self.open_own_writes(v, range);
         if !self.conn.relaxed_epochs
             && let Some(epoch) = self.rx.epochs.iter_mut().find(|e| Some(e.id) == epoch)
         {
@@ -167,6 +185,7 @@ impl Engine {
         }
         if let Some(request) = self.peer_requests.get_mut(key) {
             request.refused = Some(verdict);
+            request.refused_for = deciding;
             request.io = None;
         }
         if let Some(vol) = self.volumes.get_mut(&v) {
@@ -188,13 +207,12 @@ impl Engine {
         let hasty = self.faulty(Fault::SupersededUnwritten);
         let Some(request) = self.peer_requests.get(key).filter(|r| !r.submitted) else { return };
         let Some(verdict) = request.refused else { return };
-        let (range, answered) = (request.range, request.answered);
-        if !answered {
+        if !request.answered {
             if verdict == Verdict::Supersede && !hasty {
-                if self.own_writes(v, range).any(|own| own.local == Side::Pending) {
+                if self.any_of(key, |own| own.local == Side::Pending) {
                     return;
                 }
-                if self.volumes.get(&v).is_some_and(super::volume::Volume::disk_usable) {
+                if self.volumes.get(&v).is_some_and(Volume::disk_usable) {
                     // The sender's client will be told that it is written on both nodes, and may have asked for durably.
                     if let Some(request) = self.peer_requests.get_mut(key) {
                         request.submitted = true;
@@ -226,9 +244,10 @@ impl Engine {
 
     /// Lets the epoch of an answered one go.
     fn release_refused(&mut self, v: VolumeNr, key: u64) {
-        let Some(range) = self.peer_requests.get(key).filter(|r| r.answered).map(|r| r.range) else { return };
-        let unanswered = self.own_writes(v, range).any(|own| own.net == Side::Pending);
-        if self.conn.relaxed_epochs || !unanswered {
+        if !self.peer_requests.get(key).is_some_and(|r| r.answered) {
+            return;
+        }
+        if self.conn.relaxed_epochs || !self.any_of(key, |own| own.net == Side::Pending) {
             if let Some(vol) = self.volumes.get_mut(&v) {
                 vol.refused.retain(|k| *k != key);
             }
@@ -295,14 +314,17 @@ impl Engine {
 
     /// The resolver's word on an own write that met one of its own.
     pub(crate) fn on_conflict_answer(&mut self, v: VolumeNr, key: u64, how: AckKind, name: &'static str) {
-        let relaxed = self.conn.relaxed_epochs;
+        let (relaxed, allowed, now) = (self.conn.relaxed_epochs, self.two_primaries(), self.now);
         let Some(request) = self.requests.get_mut(key) else { return };
-        if self.conn.resolve_conflicts || request.net != Side::Pending || request.standing != Standing::Free {
+        if !allowed || self.conn.resolve_conflicts || request.net != Side::Pending || request.standing != Standing::Free
+        {
             return self.peer_error(name, String::from("there was no conflict that the peer decides"));
         }
         request.standing = if how == AckKind::Superseded { Standing::Superseded } else { Standing::Postponed };
         request.sync_due = false;
-        let epoch = request.epoch;
+        // The peer has answered; what it waits for now is another write, with a time of its own.
+        request.started = now;
+        let (epoch, range) = (request.epoch, request.range);
         if epoch == Some(self.epochs.current()) {
             self.epochs.close();
         }
@@ -312,6 +334,7 @@ impl Engine {
                 request.retired = true;
             }
             self.epochs.forget(epoch, key);
+            self.note_arrived(v, range);
             self.ask_for_mixed_epoch();
             self.check_flushes();
         }
@@ -363,8 +386,15 @@ impl Engine {
     fn send_again(&mut self, key: u64) {
         let Some(old) = self.requests.remove(key) else { return };
         let v = old.volume;
+        if !old.retired {
+            // Its barrier acknowledgement finds it no more.
+            self.note_arrived(v, old.range);
+        }
         let state = self.state(v);
-        if state.disk != DiskState::UpToDate || state.pdsk < DiskState::Inconsistent {
+        let frozen = self.freezes_requests();
+        if frozen {
+            // It is neither lost nor marked, like all that is frozen.
+        } else if state.disk != DiskState::UpToDate || state.pdsk < DiskState::Inconsistent {
             // It may come to nothing this time, and the own disk has it. (A target with a disk gets it, or says that it did not;
             // a bit that only its source has would never go.)
             self.set_bits(v, old.range);
@@ -412,6 +442,41 @@ impl Engine {
         }
     }
 
+    /// The link is gone, and everything waits for the next one. What the peer refused begins again: its own write, for which it
+    /// did, may still reach this disk, or may not. Says which these are.
+    pub(crate) fn refused_begin_again(&mut self) -> BTreeSet<u64> {
+        let refused = |r: &Request| r.standing != Standing::Free;
+        let keys: BTreeSet<u64> = self.requests.iter().filter(|(_, r)| refused(r)).map(|(key, _)| key).collect();
+        for key in &keys {
+            if let Some(request) = self.requests.get_mut(*key) {
+                request.begins_again = true;
+                request.retired = true;
+            }
+        }
+        keys
+    }
+
+    /// Begins a refused write again, unless the own disk has not ended it yet.
+    pub(crate) fn begin_again(&mut self, key: u64) {
+        if self.requests.get(key).is_some_and(|r| r.begins_again && r.local != Side::Pending) {
+            self.send_again(key);
+        }
+    }
+
+    /// A write of the other Primary goes to the own disk: those that it covers, in part or whole, are not to come after it.
+    pub(crate) fn note_overwritten(&mut self, v: VolumeNr, range: SectorRange) {
+        if !self.two_primaries() || self.state(v).role != Role::Primary || !self.may_freeze() {
+            return;
+        }
+        let older = |key: &u64| self.requests.get(*key).is_some_and(|r| r.volume == v && r.range.overlaps(range));
+        let keys: SmallVec<[u64; 4]> = self.epochs.unanswered().filter(older).collect();
+        for key in keys {
+            if let Some(request) = self.requests.get_mut(key).filter(|request| !request.registered) {
+                request.overwritten = true;
+            }
+        }
+    }
+
     /// The link is gone: what the peer refused is as good as what it never saw.
     pub(crate) fn refused_lost(&mut self) {
         let refused = |r: &Request| r.standing != Standing::Free;
@@ -419,6 +484,7 @@ impl Engine {
         for key in keys {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.standing = Standing::Free;
+            request.begins_again = false;
             request.net = Side::Failed;
             request.retired = true;
             let (v, range) = (request.volume, request.range);
@@ -437,9 +503,15 @@ impl Engine {
             // It comes back here.
             return self.send_due_barrier();
         }
-        let Some(v) = self.volumes.keys().next().copied() else { return };
+        self.send_empty_write();
+    }
+
+    /// Writes nothing, for the acknowledgement of its epoch: everything before it is on the peer's stable storage then.
+    pub(crate) fn send_empty_write(&mut self) {
+        let connected = |vol: &&Volume| vol.state.conn >= ConnState::Connected;
+        let Some(v) = self.volumes.values().find(connected).map(|vol| vol.nr) else { return };
         let range = SectorRange { start: Sector(0), count: Sectors(0) };
-        let key = self.new_part(u64::MAX, v, Kind::Write { fua: false }, range, None);
+        let key = self.new_part(NO_CLIENT, v, Kind::Write { fua: false }, range, None);
         let epoch = self.epochs.add(key);
         let Some(vol) = self.volumes.get_mut(&v) else { return };
         let seq = vol.next_seq();

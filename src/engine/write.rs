@@ -13,7 +13,7 @@ use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::io_error::Failed;
 use crate::engine::ops::Op;
-use crate::engine::request::{AckDue, Kind, Side, ZEROES, no_payload};
+use crate::engine::request::{AckDue, Kind, NO_CLIENT, Side, ZEROES, no_payload};
 use crate::engine::state::{VolumeState, admits_io, replicates, sends_out_of_sync, writes_locally};
 use crate::limits::BARRIER_DELAY_MS;
 use crate::meta::MdFlags;
@@ -419,6 +419,7 @@ impl Engine {
                 }
             }
         }
+        self.begin_again(key);
         self.progress(key);
         self.wake_peer_requests(v);
     }
@@ -437,7 +438,7 @@ impl Engine {
         let (v, range) = (request.volume, request.range);
         if !request.done {
             let Some(vol) = self.volumes.get_mut(&v) else { return };
-            if vol.state.is_suspended() && !eager {
+            if vol.state.is_suspended() && !eager && request.master != NO_CLIENT {
                 return;
             }
             let own_counts = request.local == Side::Ok && vol.state.disk == DiskState::UpToDate;

@@ -20,6 +20,11 @@ impl Engine {
             if how == AckKind::Negative {
                 // Protocol A and B: the write may be long completed; its blocks are marked all the same.
                 if let Some(range) = SectorRange::from_bytes(ack.sector, u64::from(ack.blksize)) {
+                    let size = self.volumes.get(&v).map_or(0, |vol| vol.size.0);
+                    if range.end().0 > size {
+                        return self
+                            .peer_error(name, format!("range {range:?} is not inside the device of {size} sectors"));
+                    }
                     self.mark_missed(v, range);
                     self.source_failed(v, range);
                 }

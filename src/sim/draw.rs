@@ -21,6 +21,8 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 /// Percent of runs with two Primaries.
 const TWO_PRIMARIES: u64 = 12;
+/// Percent of these in which I/O may be suspended as well.
+const TWO_THAT_WAIT: u64 = 50;
 
 /// The plan of a seed.
 #[must_use]
@@ -30,17 +32,21 @@ pub fn plan(seed: u64) -> Plan {
     policies::draw(seed, &mut params);
     // Streams of their own, so that the other runs stay what they are.
     let (mut two, mut waits) = (Rng::stream(seed, 8), Rng::stream(seed, 20));
-    if two.percent(TWO_PRIMARIES) {
+    let both = two.percent(TWO_PRIMARIES);
+    if both {
         two_primaries(&mut params);
-    } else {
+    }
+    let suspends = !both || Rng::stream(seed, 24).percent(TWO_THAT_WAIT);
+    if suspends {
         suspension::draw(&mut params, &mut waits);
     }
     let mut rng = Rng::stream(seed, 2);
     let favourite = any_moment(&mut rng);
     let mut steps = Draft { rng, steps: Vec::new(), favourite, storms: Vec::new() }.draw(&params);
-    if params.two_primaries() {
+    if both {
         meetings(&mut two, &mut steps, &params);
-    } else {
+    }
+    if suspends {
         suspension::orders(&params, &mut waits, &mut steps);
     }
     Plan { params, steps }

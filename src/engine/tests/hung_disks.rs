@@ -148,6 +148,46 @@ fn a_forced_detach_does_not_wait_for_a_hung_disk() {
 }
 
 #[test]
+fn a_forced_detach_writes_what_a_disk_that_is_well_still_takes() {
+    let mut p = ready(87, ReplProtocol::C, 0);
+    let detach = p.command(A, V, Command::Detach { force: true });
+    p.settle();
+    assert_eq!(p.nodes[A].results.remove(&detach), Some(Ok(())));
+    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
+    assert!(!p.nodes[A].log.iter().any(|said| said.contains("given up")), "{:#?}", p.nodes[A].log);
+}
+
+#[test]
+fn a_forced_detach_ends_where_the_disk_hangs_only_when_it_is_closed() {
+    for timeout in [0, 2] {
+        let mut p = ready(88, ReplProtocol::C, timeout);
+        p.nodes[A].hung = true;
+        let detach = p.command(A, V, Command::Detach { force: true });
+        p.settle_for(6 * SECOND);
+        assert_eq!(p.nodes[A].results.remove(&detach), Some(Ok(())), "{:#?}", p.nodes[A].log);
+        // A second order does not wait for the first one's time.
+        let again = p.command(A, V, Command::Detach { force: true });
+        p.settle_for(6 * SECOND);
+        assert_eq!(p.nodes[A].results.remove(&again), Some(Ok(())));
+        p.nodes[A].hung = false;
+        p.settle();
+        assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
+    }
+}
+
+#[test]
+fn a_shorter_disk_timeout_counts_for_what_is_under_way() {
+    let mut p = ready(89, ReplProtocol::C, 600);
+    p.nodes[A].hung = true;
+    let write = p.write(A, 80, 8, 2);
+    p.settle_for(SECOND);
+    p.ok(A, Command::DiskOptions(DiskOptions { disk_timeout: Duration::from_secs(2), ..DiskOptions::default() }));
+    p.settle_for(4 * SECOND);
+    says(&p, A, "Local backing device failed to meet the disk-timeout");
+    assert!(p.nodes[A].completed[&write].is_ok());
+}
+
+#[test]
 fn a_node_that_stood_still_does_not_blame_its_disk() {
     let mut p = ready(85, ReplProtocol::C, 2);
     let write = p.write(A, 80, 8, 2);

@@ -9,8 +9,10 @@ use crate::engine::action::CommandError;
 use crate::engine::conflict::Standing;
 use crate::engine::event::{ClientRequest, Command, RequestId, Socket};
 use crate::engine::fault::Fault;
-use crate::engine::options::NetOptions;
+use crate::engine::handler::Handler;
+use crate::engine::options::{DiskOptions, NetOptions};
 use crate::engine::rng::Rng;
+use crate::engine::state::Fencing;
 use crate::wire::params::ReplProtocol;
 use crate::wire::state::StateResult;
 
@@ -338,4 +340,117 @@ fn writes_of_both_nodes_go_through_a_resync() {
         p.same_data();
         assert_eq!((p.nodes[A].out_of_sync(), p.nodes[B].out_of_sync()), (0, 0));
     }
+}
+
+/// Both wait for fencing when the link is lost, and no helper says that the other one is.
+fn both_freeze(seed: u64, relaxed: bool) -> Pair {
+    let mut p = both(seed, relaxed);
+    for n in [A, B] {
+        p.nodes[n].exit_codes.insert(Handler::FencePeer, 1);
+        p.ok(n, Command::DiskOptions(DiskOptions { fencing: Fencing::ResourceAndStonith, ..DiskOptions::default() }));
+    }
+    p
+}
+
+fn freeze_and_thaw(p: &mut Pair) {
+    p.cut();
+    p.settle();
+    for n in [A, B] {
+        assert_eq!(super::suspend::flags(p, n), "fencing", "{:#?}", p.nodes[n].log);
+        p.nodes[n].log.clear();
+    }
+    p.join();
+    p.settle();
+    calm(p);
+    p.same_data();
+}
+
+#[test]
+fn what_the_other_primary_has_overwritten_is_not_sent_again_after_a_freeze() {
+    let mut uncovered = 0;
+    for relaxed in [false, true] {
+        for seed in 0..16 {
+            let mut p = both_freeze(seed, relaxed);
+            let first = p.write(A, 8, 8, 1);
+            while !p.done(A, first) {
+                assert!(p.step());
+            }
+            let second = p.write(B, 10, 4, 2);
+            while !p.done(B, second) {
+                assert!(p.step());
+            }
+            uncovered += u32::from(p.nodes[A].engine.epochs.unanswered().next().is_some());
+            freeze_and_thaw(&mut p);
+            let data = p.data(A, V);
+            assert_eq!((data[8 * 512], data[10 * 512], data[14 * 512]), (1, 2, 1), "seed {seed}, relaxed {relaxed}");
+            assert_eq!(p.nodes[A].engine.epochs.unanswered().count(), 0);
+            // An end that is clean as well.
+            p.ok(A, Command::Secondary);
+        }
+    }
+    assert!(uncovered > 4, "{uncovered}");
+}
+
+#[test]
+fn an_overwritten_write_is_not_sent_again_to_a_primary_that_has_stepped_down() {
+    let mut uncovered = 0;
+    for seed in 0..16 {
+        let mut p = both_freeze(seed, true);
+        p.ok(B, Command::DiskOptions(DiskOptions::default()));
+        let first = p.write(A, 8, 8, 1);
+        while !p.done(A, first) {
+            assert!(p.step());
+        }
+        let second = p.write(B, 10, 4, 2);
+        while !p.done(B, second) {
+            assert!(p.step());
+        }
+        let demotion = p.command(B, V, Command::Secondary);
+        while !p.nodes[B].results.contains_key(&demotion) && p.step() {}
+        uncovered += u32::from(p.nodes[A].engine.epochs.unanswered().next().is_some());
+        p.cut();
+        p.settle();
+        p.join();
+        p.settle();
+        p.same_data();
+        assert_eq!(p.data(A, V)[10 * 512], 2, "seed {seed}");
+    }
+    assert!(uncovered > 0);
+}
+
+#[test]
+fn writes_that_meet_over_a_freeze_end_equal_on_both() {
+    let mut refused = 0;
+    for relaxed in [false, true] {
+        for seed in 0..40 {
+            let mut p = both_freeze(seed, relaxed);
+            let mut rng = Rng::new(seed);
+            let mut ids = Vec::new();
+            for i in 0..6 {
+                let n = usize::from(i % 2 == 0);
+                ids.push((n, p.write(n, rng.next_u64() % 12, 1 + rng.next_u64() % 12, i + 1)));
+                for _ in 0..rng.next_u64() % 4 {
+                    p.step();
+                }
+            }
+            for _ in 0..rng.next_u64() % 40 {
+                p.step();
+            }
+            let standing =
+                |p: &Pair, n: usize| p.nodes[n].engine.requests.iter().any(|(_, r)| r.standing != Standing::Free);
+            refused += u32::from(standing(&p, A) || standing(&p, B));
+            p.cut();
+            p.settle();
+            p.join();
+            p.settle();
+            assert!(
+                ids.iter().all(|(n, id)| p.nodes[*n].completed.get(id).is_some_and(Result::is_ok)),
+                "seed {seed}, relaxed {relaxed}: {:#?}",
+                p.nodes[A].log
+            );
+            p.same_data();
+            calm(&p);
+        }
+    }
+    assert!(refused > 5, "{refused}");
 }
