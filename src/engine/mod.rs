@@ -7,7 +7,7 @@
 //!
 //! **Reading order.** `event`, `action`; `state` (rules as pure functions), `apply` (the one place where states change);
 //! `request` (application I/O), `suspend` (when it waits), `epoch` (barriers sent), `peer_request` (the peer's I/O, barriers
-//! received), `conflict` and `two_primaries` (where the two meet); `al`, `dirty`
+//! received), `conflict`, `two_primaries` and `postponed` (where the two meet); `al`, `dirty`
 //! (what is hot, what is out of sync), `md` (metadata writes and their order); `connection`, `peer_state`, `gi`,
 //! `handshake`, `meeting` (how two nodes meet); `bitmap_xfer`, `resync_helper`, `resync`, `verify`; `disk_state`, `admin`.
 
@@ -25,7 +25,6 @@ pub mod load;
 pub mod lru;
 pub mod options;
 pub mod progress;
-mod promote;
 pub mod rate;
 pub mod refused;
 pub mod split_brain;
@@ -62,6 +61,8 @@ mod peer_read;
 mod peer_request;
 mod peer_state;
 mod peer_write;
+mod postponed;
+mod promote;
 mod ranges;
 mod read;
 mod received_epochs;
