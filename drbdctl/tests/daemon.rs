@@ -56,7 +56,7 @@ fn up_makes_attaches_and_connects_in_stages() {
     assert_eq!(*meta_disk, MetaDisk::Flexible { dev: absolute("meta1") });
     let Request::Connect { local, peer, peer_name, options, .. } = &asked[6] else { panic!("{asked:?}") };
     assert_eq!((local.to_string(), peer.to_string()), ("ipv4 127.0.0.1:7790".into(), "ipv4 127.0.0.2:7790".into()));
-    assert_eq!((peer_name.as_deref(), options.after_sb_0pri.is_some()), (Some("n2"), true));
+    assert_eq!((peer_name.as_deref(), options.congestion_fill.is_some()), (Some("n2"), true));
 
     // A second time, as drbdadm: the disk is configured already.
     let ran = place.run("up r1");

@@ -58,15 +58,13 @@ impl Engine {
         self.conn.peer_dry_run = p.conn_flags.has(ConnFlags::DRY_RUN);
     }
 
-    /// The peer changed its settings while connected: adopted without a check, as the protocol wants.
+    /// The peer changed its settings while connected: adopted, unless they cannot be.
     pub(crate) fn on_protocol_update(&mut self, p: &Protocol) {
         let both = |vol: &super::volume::Volume| vol.state.role == Role::Primary && vol.state.peer == Role::Primary;
         let wrong = if !self.conn.peer_protocol {
             "came before P_PROTOCOL"
         } else if p.two_primaries && p.protocol != ReplProtocol::C {
             "wants two Primaries without protocol C"
-        } else if !p.two_primaries && self.volumes.values().any(both) {
-            "does not allow two Primaries, and there are two"
         } else if self.volumes.values().any(|vol| self.stonith_with_a(vol.opts.fencing, Some(p.protocol))) {
             "wants protocol A, and I/O here waits for fencing"
         } else {
@@ -76,12 +74,18 @@ impl Engine {
             return self.peer_error("P_PROTOCOL_UPDATE", wrong);
         }
         self.epochs.close();
+        let already = self.two_primaries() && self.volumes.values().any(both);
         if let Some(o) = self.conn.opts.as_mut() {
-            o.protocol = p.protocol;
+            o.protocol = if already { ReplProtocol::C } else { p.protocol };
             o.after_sb_0p = p.after_sb_0p.mirrored();
             o.after_sb_1p = p.after_sb_1p.mirrored();
             o.after_sb_2p = p.after_sb_2p.mirrored();
-            o.two_primaries = p.two_primaries;
+            o.two_primaries = p.two_primaries || already;
+        }
+        if already && !p.two_primaries {
+            // It did not know yet that its consent has made this node Primary.
+            self.log(Level::Warn, None, "there are two Primaries; allow-two-primaries stays, and the peer is told");
+            self.send_protocol_update();
         }
     }
 

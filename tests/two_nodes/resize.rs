@@ -95,6 +95,7 @@ fn both_disks_grow_under_a_client_and_shrink_again() {
     let client = pair.a.open().expect("the export");
     assert_eq!(client.size_bytes(), 10 * MIB);
     client.close().expect("closed");
+    pair.a.wait("the client left", |v| v.open_count == 0);
     pair.data_size = Sectors(10 * MIB / 512);
     pair.down_and_compare();
 }
