@@ -18,7 +18,7 @@ const DISK_BYTES: u64 = 256 << 20;
 pub const DEVICE: &str = "/dev/nbd0";
 /// Our host names; guest N is served by node N.
 const NAMES: [&str; 2] = ["u1", "u2"];
-/// What both guests write side by side, each to files of its own and to one that they share.
+/// How much both guests write side by side, each to files of its own and to one that they share.
 const FILES: u32 = 40;
 
 /// The lab with its guests, which stay booted.
@@ -124,6 +124,16 @@ fn nbd_port(nr: usize) -> usize {
     10_811 + nr
 }
 
+impl Drop for Cluster<'_> {
+    /// A case that failed leaves a file system and devices behind, which the next one could not use.
+    fn drop(&mut self) {
+        let busy =
+            format!("for m in $(grep ^{DEVICE} /proc/mounts | cut -d' ' -f2); do umount -f $m || umount -l $m; done");
+        // What cannot be undone here the next case will say.
+        let _ = self.both(&busy, Duration::from_secs(30)).and_then(|()| self.part());
+    }
+}
+
 impl Cluster<'_> {
     pub fn guest(&self, nr: usize) -> &Guest {
         &self.guests[nr]
@@ -160,12 +170,14 @@ impl Cluster<'_> {
                 return Err(Verdict::Failed(format!("{dir}/{name} reads differently on the other node")));
             }
         }
-        // Both at the same time: files of their own in one directory, and lines at the end of one file.
+        // Both at the same time: files of their own in one directory, and lines of one file, each at its place, so that both
+        // write to the same blocks. (Not at the end of the file: OCFS2 takes the end that its own node knows, also on one disk.)
         let script = |nr: u32| {
             format!(
                 "set -e\nmkdir -p {dir}/both\nfor i in $(seq {FILES}); do\n\
                  head -c 30000 /dev/urandom >{dir}/both/{nr}-$i\n\
-                 echo {nr}-$i >>{dir}/lines\ndone\nsync"
+                 printf '%15s\\n' {nr}-$i |\n\
+                 dd of={dir}/lines bs=16 seek=$((2 * i + {nr} - 3)) conv=notrunc status=none\ndone\nsync"
             )
         };
         self.each([&script(1), &script(2)], limit)?;
@@ -189,9 +201,14 @@ impl Cluster<'_> {
         Ok(())
     }
 
+    /// Takes the devices away, also those of a case that failed.
+    fn part(&self) -> Outcome {
+        self.both(&format!("nbd-client -d {DEVICE} >/dev/null"), Duration::from_secs(60))
+    }
+
     /// Takes the devices away, ends both nodes in good order, and compares their disks.
     pub fn finish(self) -> Outcome {
-        self.both(&format!("nbd-client -d {DEVICE} >/dev/null"), Duration::from_secs(60))?;
+        self.part()?;
         for node in &self.nodes {
             // The guests' sessions end a moment after their devices.
             wait_until("Secondary", Duration::from_secs(30), || {
