@@ -63,6 +63,8 @@ pub const CONGESTION_POSTPONE_MS: u64 = 100;
 /// How long a closed epoch's barrier waits for a write to travel with, to a peer with relaxed epochs, in milliseconds; half
 /// of the peer's flush delay.
 pub const BARRIER_DELAY_MS: u64 = 5;
+/// How long a resync that resolves a split brain waits for its undo file, in milliseconds; our choice, long for any disk.
+pub const UNDO_FILE_MS: u64 = 30_000;
 /// Most runs of blocks that may fail between an exchange of bitmaps and the resync that follows; a peer that names more has
 /// no disk to speak of. Arbitrary: far more than writes are under way.
 pub const FAILED_EARLY_MAX: usize = 65_536;

@@ -1,7 +1,8 @@
 //! The size that a device with internal metadata had, remembered in a file per minor as drbdmeta does: when the device grows
 //! while nobody has it attached, this is how its metadata are found (metadata.md 12.2).
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::meta::relocate::LastKnown;
@@ -33,12 +34,24 @@ impl LastKnownFile {
         self.device_uuid = (device_uuid != 0).then_some(device_uuid);
     }
 
-    /// What is remembered, here or by drbdmeta.
+    /// What is remembered, here or, where nothing is, by drbdmeta. An own file that cannot be used is said, and asks nobody else:
+    /// what drbdmeta knows is older.
     #[must_use]
     pub fn read(&self) -> Option<LastKnown> {
-        let text =
-            fs::read_to_string(&self.path).or_else(|_| fs::read_to_string(Path::new(DRBDMETA_DIR).join(&self.name)));
-        LastKnown::parse(&text.ok()?)
+        let text = match fs::read_to_string(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return LastKnown::parse(&fs::read_to_string(Path::new(DRBDMETA_DIR).join(&self.name)).ok()?);
+            }
+            other => other,
+        };
+        let known = text.map(|text| LastKnown::parse(&text));
+        let why = match known {
+            Ok(Some(known)) => return Some(known),
+            Ok(None) => String::from("it says nothing that can be read"),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("the last known size of a device is not known: {}: {why}", self.path.display());
+        None
     }
 
     /// Remembers a size. A failure costs nothing before the device grows unattended, and is only told.
@@ -50,8 +63,17 @@ impl LastKnownFile {
         }
         // Whoever dies in between leaves the old file or the new one.
         let new = self.path.with_extension("lkbd.new");
-        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)) {
+        if let Err(error) = replace(&new, &self.path, &text) {
             tracing::warn!("cannot remember the size of {} in {}: {error}", self.device, self.path.display());
         }
     }
+}
+
+/// Durable before it takes the old one's place, and in its place when this returns.
+fn replace(new: &Path, path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(new, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }

@@ -138,11 +138,7 @@ impl Engine {
             SbDecision::Target => input.discard_my_data && !peer_discards,
             SbDecision::Undecided => false,
         };
-        let bitmap = self.volumes.get(&v).and_then(|vol| vol.disk.as_ref()).map(|disk| &disk.bitmap);
-        let all = |bitmap: &super::dirty::Bitmap| bitmap.runs(0..bitmap.bits()).collect::<Vec<_>>();
-        let mut runs = bitmap.map(all).unwrap_or_default();
-        let runs_total = runs.len() as u64;
-        runs.truncate(RUNS_MAX);
+        let (runs, runs_total) = self.out_of_sync_runs(v, RUNS_MAX);
         let divergence = Divergence {
             volume: v,
             own: Side {

@@ -231,6 +231,8 @@ pub enum Timer {
     MissingAcks,
     /// Own writes that the peer refused are looked at.
     Conflict,
+    /// The undo file of a volume was asked for long ago.
+    UndoFile(VolumeNr),
 }
 
 /// Something that happened.

@@ -265,6 +265,7 @@ impl Engine {
             Timer::CommandRetry => self.on_command_timer(),
             Timer::MissingAcks => self.on_missing_acks(),
             Timer::Conflict => self.on_conflict_timer(),
+            Timer::UndoFile(v) => self.on_undo_timer(v),
         }
     }
 

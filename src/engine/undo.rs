@@ -13,20 +13,24 @@
 
 mod blocks;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use self::blocks::{changed_blocks, of_blocks, runs_of, whole_blocks};
 use crate::engine::Engine;
 use crate::engine::action::{Action, DiskOp, Level};
 use crate::engine::dirty::Bitmap;
-use crate::engine::event::DiskFailure;
+use crate::engine::event::{DiskFailure, Timer};
 use crate::engine::fault::Fault;
 use crate::engine::gi::{GenIds, Verdict};
 use crate::engine::ops::Op;
 use crate::engine::peer_request::{PeerKind, WriteIo};
-use crate::limits::BM_BLOCK_BYTES;
+use crate::engine::refused::Refused;
+use crate::limits::{BM_BLOCK_BYTES, UNDO_FILE_MS};
+use crate::meta::MdFlags;
 use crate::units::{BmBit, Sector, SectorRange, Sectors, VolumeNr};
-use crate::wire::state::DiskState;
+use crate::wire::state::{ConnState, DiskState};
 
 /// Blocks that one step of a save reads: 1 MiB.
 const STEP_BLOCKS: u64 = 256;
@@ -40,8 +44,12 @@ pub struct UndoHead {
     pub peer: GenIds,
     /// Size of the device.
     pub size: Sectors,
+    /// The disk, by the `device-uuid` of its metadata.
+    pub device: u64,
     /// The disk is consistent.
     pub good: bool,
+    /// It is up to date.
+    pub up_to_date: bool,
     /// Blocks that are marked here; the peer's come on top.
     pub marked: u64,
 }
@@ -163,11 +171,32 @@ impl Engine {
             own: disk.ids(),
             peer: peer.ids,
             size: vol.size,
+            device: disk.sb.device_uuid,
             good: disk_state > DiskState::Inconsistent,
+            up_to_date: disk.sb.flags.contains(MdFlags::WAS_UP_TO_DATE),
             marked: disk.bitmap.count(),
         };
         vol.undo = Some(Box::new(Undo { phase: Phase::Asked, saved, held: Vec::new() }));
         self.order_undo(v, UndoOrder::Begin(Box::new(head)));
+        let at = self.now.after(Duration::from_millis(UNDO_FILE_MS));
+        self.out.push(Action::SetTimer { timer: Timer::UndoFile(v), at });
+    }
+
+    /// Whoever keeps undo files has not answered for long. The nodes part: waiting has no end, and nobody has said that these data
+    /// may go without a trace.
+    pub(crate) fn on_undo_timer(&mut self, v: VolumeNr) {
+        let asked =
+            self.volumes.get(&v).and_then(|vol| vol.undo.as_ref()).is_some_and(|undo| undo.phase == Phase::Asked);
+        if !asked || self.conn.link.is_none() {
+            return;
+        }
+        let reason = String::from(
+            "no undo file after 30 s, the state directory does not answer; what the resolution of the split brain discards would be \
+             lost. Mend the directory, or start udrbd with --undo-limit 0, then connect again",
+        );
+        self.log(Level::Error, Some(v), reason.clone());
+        self.refuse(Refused::Link { reason });
+        self.drop_link(ConnState::Disconnecting);
     }
 
     /// Whoever keeps undo files has answered.

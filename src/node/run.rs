@@ -1,6 +1,7 @@
 //! A daemon from start to stop: sockets, resources at start, signals.
 
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,9 +83,9 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
 }
 
 async fn serve(options: RunOptions) -> Result<(), RunError> {
-    for dir in [&options.run_dir, &options.state_dir] {
-        make_dir(dir)?;
-    }
+    make_dir(&options.run_dir, 0o755)?;
+    // Old blocks of volumes lie there.
+    make_dir(&options.state_dir, 0o700)?;
     let chosen = match &options.up {
         None => None,
         Some(which) => Some(startup::read(options.config.as_deref(), &options.hostname, which)?),
@@ -156,8 +157,12 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-fn make_dir(path: &Path) -> Result<(), RunError> {
-    std::fs::create_dir_all(path).map_err(|source| RunError::Directory { path: path.to_owned(), source })
+fn make_dir(path: &Path, mode: u32) -> Result<(), RunError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|source| RunError::Directory { path: path.to_owned(), source })
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -170,11 +170,14 @@ impl World {
         let head = Head {
             resource: String::from("r0"),
             volume: nr(volume).0,
+            device: head.device,
             sectors: head.size.0,
             own: head.own.slots().map(GenId),
             peer: head.peer.slots().map(GenId),
+            after: head.peer.current,
             made: self.now,
             good: head.good,
+            up_to_date: head.up_to_date,
             redo: false,
             salt: seed,
         };

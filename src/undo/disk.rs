@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::UndoIo;
@@ -56,12 +56,18 @@ impl UndoPaths {
         File::open(&self.dir)?.sync_all()
     }
 
+    /// Bytes that are free there; what the system does not say counts as enough.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        rustix::fs::statvfs(&self.dir).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+    }
+
     /// Makes a file under one of the names, in place of what is there.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn create(&self, path: &Path, head: Head) -> io::Result<UndoFile<DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         let made = UndoFile::create(DiskFile(file), head)?;
         self.sync_dir()?;
         Ok(made)
@@ -86,6 +92,23 @@ impl UndoPaths {
     pub fn promote(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)?;
         self.sync_dir()
+    }
+
+    /// Gives a file that nobody may lose a name of its own, durably; `None`: there is none.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn set_aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        let kept = |n: u32| PathBuf::from(format!("{}.kept-{n}", path.display()));
+        let mut n = 1;
+        while kept(n).try_exists()? {
+            n += 1;
+        }
+        self.promote(path, &kept(n))?;
+        Ok(Some(kept(n)))
     }
 
     /// Removes a file; done also if there is none.
@@ -117,6 +140,8 @@ impl UndoPaths {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -126,12 +151,15 @@ mod tests {
         let head = |own: u64| Head {
             resource: "r0".into(),
             volume: 0,
+            device: 1,
             sectors: 8,
             own: [GenId(own), GenId(0), GenId(0), GenId(0)],
             peer: [GenId(0x20); 4],
+            after: GenId(0x20),
             made: 0,
             good: true,
             redo: false,
+            up_to_date: true,
             salt: 1,
         };
         paths.create(&paths.file, head(0x50)).expect("made");
@@ -145,6 +173,13 @@ mod tests {
         fs::write(&paths.new, [0; 100]).expect("written");
         paths.settle(GenId(0x30)).expect("settled");
         assert!(!paths.new.exists());
+        let kept = [1, 2].map(|n| {
+            paths.create(&paths.redo, head(n)).expect("made");
+            paths.set_aside(&paths.redo).expect("set aside").expect("it was there")
+        });
+        assert!(kept[0] != kept[1] && kept.iter().all(|path| path.exists()) && !paths.redo.exists());
+        assert!(paths.set_aside(&paths.redo).expect("looked").is_none());
+        assert_eq!(fs::metadata(&paths.file).expect("there").permissions().mode() & 0o777, 0o600);
         paths.remove(&paths.file).expect("removed");
         assert!(paths.open(&paths.file, true).expect("readable").is_none());
     }

@@ -1,7 +1,8 @@
 //! One undo file: made, continued after a crash, read.
 //!
 //! Owns the position of the next record and the set of blocks that are saved. Invariants: what [`UndoFile::append`] wrote is
-//! relied on only after [`UndoFile::sync`]; a block is saved once.
+//! relied on only after [`UndoFile::sync`]; a block is saved once; a record that was durable and is not whole any more makes
+//! the file one that is not complete, and costs nothing but its own blocks.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,6 +33,9 @@ pub struct UndoFile<I> {
     lost: Vec<(u64, u32)>,
     ended: bool,
     incomplete: bool,
+    damaged: bool,
+    /// Number of the last record that is durable.
+    durable: u64,
 }
 
 /// Whether a file that was made for a resync belongs to the disk with this current identifier: a new one is for a resync that
@@ -63,11 +67,13 @@ impl<I: UndoIo> UndoFile<I> {
             lost: Vec::new(),
             ended: false,
             incomplete: false,
+            damaged: false,
+            durable: 0,
         })
     }
 
-    /// Opens a file and reads what it saved, payloads included. Ends before the first record
-    /// that is not whole.
+    /// Opens a file and reads what it saved, payloads included. Ends before the first record that is not whole, unless a later one
+    /// says that it was.
     ///
     /// # Errors
     /// Those of the file; not an undo file.
@@ -88,15 +94,43 @@ impl<I: UndoIo> UndoFile<I> {
             lost: Vec::new(),
             ended: false,
             incomplete: false,
+            damaged: false,
+            durable: 0,
         };
         let len = file.io.len()?;
-        while let Some(record) = file.next_record(len)? {
-            let at = file.end + BLOCK as u64;
-            file.take(&record, at);
-            file.number = record.number;
-            file.end = at + record.payload_bytes();
+        loop {
+            if let Some(record) = file.next_record(len)? {
+                let at = file.end + BLOCK as u64;
+                file.take(&record, at);
+                file.number = record.number;
+                file.durable = file.durable.max(record.durable);
+                file.end = at + record.payload_bytes();
+            } else if let Some((at, number)) = file.record_behind(len)? {
+                file.incomplete = true;
+                file.damaged = true;
+                (file.end, file.number) = (at, number - 1);
+            } else {
+                return Ok(file);
+            }
         }
-        Ok(file)
+    }
+
+    /// Where the next one lies, and its number, behind a record that was durable and is damaged; or a word that says that something is
+    /// missing, whatever became of what was written before it.
+    fn record_behind(&mut self, len: u64) -> io::Result<Option<(u64, u64)>> {
+        let mut block = [0; BLOCK];
+        let mut at = self.end;
+        while at + 2 * BLOCK as u64 <= len {
+            at += BLOCK as u64;
+            self.io.read_at(at, &mut block)?;
+            let behind = Record::decode(&block, self.head.salt).filter(|record| record.number > self.number);
+            if let Some(record) = behind
+                && (record.durable > self.number || record.kind == Kind::Incomplete)
+            {
+                return Ok(Some((at, record.number)));
+            }
+        }
+        Ok(None)
     }
 
     fn next_record(&mut self, len: u64) -> io::Result<Option<Record>> {
@@ -109,7 +143,7 @@ impl<I: UndoIo> UndoFile<I> {
             return Ok(None);
         };
         let at = self.end + BLOCK as u64;
-        if at + record.payload_bytes() > len {
+        if at.checked_add(record.payload_bytes()).is_none_or(|end| end > len) {
             return Ok(None);
         }
         let mut crc = 0;
@@ -117,7 +151,9 @@ impl<I: UndoIo> UndoFile<I> {
             self.io.read_at(at + n * BLOCK as u64, &mut block)?;
             crc = crc32c::crc32c_append(crc, &block);
         }
-        let inside = record.runs.iter().all(|(first, n)| first + u64::from(*n) <= self.head.blocks());
+        let blocks = self.head.blocks();
+        let inside =
+            record.runs.iter().all(|(first, n)| first.checked_add(u64::from(*n)).is_some_and(|end| end <= blocks));
         Ok((crc == record.payload && inside).then_some(record))
     }
 
@@ -207,6 +243,12 @@ impl<I: UndoIo> UndoFile<I> {
         self.incomplete
     }
 
+    /// A record that was durable is not whole any more.
+    #[must_use]
+    pub const fn damaged(&self) -> bool {
+        self.damaged
+    }
+
     /// Appends old contents; blocks that are saved already are skipped when the file is read. Not durable before
     /// [`Self::sync`].
     ///
@@ -237,6 +279,7 @@ impl<I: UndoIo> UndoFile<I> {
         let record = Record {
             kind,
             number: self.number + 1,
+            durable: self.durable,
             runs: runs.iter().map(|(first, data)| (*first, count(data))).collect(),
             payload: crc,
         };
@@ -253,7 +296,7 @@ impl<I: UndoIo> UndoFile<I> {
     }
 
     fn word(&mut self, kind: Kind, runs: &[(u64, u32)]) -> io::Result<()> {
-        let record = Record { kind, number: self.number + 1, runs: runs.to_vec(), payload: 0 };
+        let record = Record { kind, number: self.number + 1, durable: self.durable, runs: runs.to_vec(), payload: 0 };
         self.io.write_at(self.end, &record.encode(self.head.salt))?;
         self.take(&record, self.end);
         self.number = record.number;
@@ -293,7 +336,9 @@ impl<I: UndoIo> UndoFile<I> {
     /// # Errors
     /// Those of the file.
     pub fn sync(&mut self) -> io::Result<()> {
-        self.io.sync()
+        self.io.sync()?;
+        self.durable = self.number;
+        Ok(())
     }
 
     /// Reads the old contents of a saved block.
@@ -317,12 +362,15 @@ mod tests {
         Head {
             resource: "r0".into(),
             volume: 0,
+            device: 7,
             sectors: 8 * 4096,
             own: [GenId(0x10), GenId(2), GenId(0), GenId(0)],
             peer: [GenId(0x20), GenId(2), GenId(0), GenId(0)],
+            after: GenId(0x20),
             made: 1,
             good: true,
             redo: false,
+            up_to_date: true,
             salt: 5,
         }
     }
@@ -364,6 +412,56 @@ mod tests {
         file.append(&[Run { first: 50, data: &block(6) }]).expect("memory");
         file.finish().expect("memory");
         assert!(UndoFile::open(&mut io).expect("a file").ended());
+    }
+
+    #[test]
+    fn damage_to_what_was_durable_is_noticed_and_costs_only_that() {
+        for synced in [true, false] {
+            let mut io = MemFile::default();
+            let mut file = UndoFile::create(&mut io, head()).expect("memory");
+            for n in 1..4u8 {
+                file.append(&[Run { first: u64::from(n) * 10, data: &block(n) }]).expect("memory");
+                if synced {
+                    file.sync().expect("memory");
+                }
+            }
+            let third = usize::try_from(file.bytes()).expect("small") - 2 * BLOCK;
+            file.finish().expect("memory");
+            // One bit of the second record's contents.
+            io.0[third - 100] ^= 1;
+            let mut file = UndoFile::open(&mut io).expect("a file");
+            // What was not synced together with it, and nobody relied on, says nothing of damage.
+            assert_eq!((file.damaged(), file.incomplete(), file.ended()), (synced, synced, synced), "{synced}");
+            assert_eq!((file.has(10), file.has(20), file.has(30)), (true, false, synced));
+            let mut out = block(0);
+            if synced {
+                file.read(30, &mut out).expect("saved");
+                assert_eq!(out, block(3));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_given_up_after_a_failed_sync_does_not_pass_for_one_that_goes_on() {
+        let mut io = MemFile::default();
+        let mut file = UndoFile::create(&mut io, head()).expect("memory");
+        file.append(&[Run { first: 10, data: &block(1) }]).expect("memory");
+        let torn = usize::try_from(file.bytes()).expect("small") - 1;
+        file.give_up().expect("memory");
+        // The sync before had failed: nobody knows what of it is there.
+        io.0[torn] ^= 1;
+        let file = UndoFile::open(&mut io).expect("a file");
+        assert!(file.incomplete() && !file.has(10));
+    }
+
+    #[test]
+    fn heads_and_runs_that_cannot_be_are_refused() {
+        let mut io = MemFile::default();
+        UndoFile::create(&mut io, Head { sectors: u64::MAX, ..head() }).expect("memory");
+        assert!(UndoFile::open(&mut io).is_err());
+        let mut file = UndoFile::create(MemFile::default(), head()).expect("memory");
+        file.lose(&[(u64::MAX, 7)]).expect("memory");
+        assert_eq!(UndoFile::open(file.into_io()).expect("a file").lost(), &[]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Heads and records as bytes. Nothing here reads or writes; see the room for what the format promises.
 
+use crate::limits::DEVICE_SECTORS_MAX;
 use crate::units::GenId;
 
 /// Bytes of a block, of the head and of a record's head.
 pub const BLOCK: usize = 4096;
 
-const HEAD_MAGIC: [u8; 8] = *b"UDRBDUN1";
+const HEAD_MAGIC: [u8; 8] = *b"UDRBDUN2";
 const RECORD_MAGIC: [u8; 8] = *b"UDRBDrec";
 
 /// Runs that fit into one record.
@@ -20,16 +21,22 @@ pub struct Head {
     pub resource: String,
     /// Number of the volume.
     pub volume: u16,
+    /// The disk, by the `device-uuid` of its metadata.
+    pub device: u64,
     /// Size of the device in sectors.
     pub sectors: u64,
     /// Identifiers of the data that it restores: current, bitmap, history.
     pub own: [GenId; 4],
     /// Identifiers of the data that replaced them.
     pub peer: [GenId; 4],
+    /// The current identifier that the disk has when the file is complete.
+    pub after: GenId,
     /// When it was begun, seconds since 1970.
     pub made: u64,
     /// The disk was consistent.
     pub good: bool,
+    /// It was up to date.
+    pub up_to_date: bool,
     /// Made by an undo: restores what that replaced.
     pub redo: bool,
     /// Differs between two files of the same name: records of one are none of the other's.
@@ -77,6 +84,8 @@ pub struct Record {
     pub kind: Kind,
     /// Counts from 1.
     pub number: u64,
+    /// Every record up to this number was durable when this one was written: one of those that is not whole was damaged since.
+    pub durable: u64,
     /// First block and number of blocks of each run, in the order of the payload.
     pub runs: Vec<(u64, u32)>,
     /// CRC32C of the payload.
@@ -163,29 +172,33 @@ impl Head {
         let mut writer = Writer::new();
         writer.bytes(&HEAD_MAGIC);
         writer.u64(self.salt);
+        writer.u64(self.device);
         writer.u64(self.sectors);
         writer.u64(self.made);
-        for id in self.own.iter().chain(&self.peer) {
+        for id in self.own.iter().chain(&self.peer).chain([&self.after]) {
             writer.u64(id.0);
         }
         writer.u32(u32::from(self.volume));
-        writer.u32(u32::from(self.good) | u32::from(self.redo) << 1);
+        writer.u32(u32::from(self.good) | u32::from(self.redo) << 1 | u32::from(self.up_to_date) << 2);
         let name = &self.resource.as_bytes()[..self.resource.len().min(NAME_MAX)];
         writer.u32(u32::try_from(name.len()).unwrap_or(0));
         writer.bytes(name);
         writer.sealed()
     }
 
-    /// From bytes; `None`: not a head, or torn.
+    /// From bytes; `None`: not a head, or torn, or of a device that cannot be.
     #[must_use]
     pub fn decode(block: &[u8; BLOCK]) -> Option<Self> {
         let mut reader = opened(block, HEAD_MAGIC)?;
-        let (salt, sectors, made) = (reader.u64()?, reader.u64()?, reader.u64()?);
-        let mut ids = [GenId(0); 8];
+        let (salt, device, sectors, made) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+        if sectors > DEVICE_SECTORS_MAX {
+            return None;
+        }
+        let mut ids = [GenId(0); 9];
         for id in &mut ids {
             *id = GenId(reader.u64()?);
         }
-        let [c, b, h0, h1, pc, pb, ph0, ph1] = ids;
+        let [c, b, h0, h1, pc, pb, ph0, ph1, after] = ids;
         let volume = u16::try_from(reader.u32()?).ok()?;
         let flags = reader.u32()?;
         let len = usize::try_from(reader.u32()?).ok()?;
@@ -193,12 +206,15 @@ impl Head {
         Some(Self {
             resource,
             volume,
+            device,
             sectors,
             own: [c, b, h0, h1],
             peer: [pc, pb, ph0, ph1],
+            after,
             made,
             good: flags & 1 != 0,
             redo: flags & 2 != 0,
+            up_to_date: flags & 4 != 0,
             salt,
         })
     }
@@ -218,6 +234,7 @@ impl Record {
         writer.bytes(&RECORD_MAGIC);
         writer.u64(salt);
         writer.u64(self.number);
+        writer.u64(self.durable);
         writer.u32(self.kind.code());
         writer.u32(self.payload);
         writer.u32(u32::try_from(self.runs.len()).unwrap_or(u32::MAX));
@@ -235,7 +252,7 @@ impl Record {
         if reader.u64()? != salt {
             return None;
         }
-        let number = reader.u64()?;
+        let (number, durable) = (reader.u64()?, reader.u64()?);
         let kind = Kind::from_code(reader.u32()?)?;
         let payload = reader.u32()?;
         let len = usize::try_from(reader.u32()?).ok().filter(|len| *len <= RUNS_MAX)?;
@@ -243,7 +260,7 @@ impl Record {
         for _ in 0..len {
             runs.push((reader.u64()?, reader.u32()?));
         }
-        let record = Self { kind, number, runs, payload };
+        let record = Self { kind, number, durable, runs, payload };
         (record.blocks() <= RECORD_BLOCKS_MAX || kind != Kind::Data).then_some(record)
     }
 }
@@ -258,12 +275,15 @@ mod tests {
         let head = Head {
             resource: "r0".into(),
             volume: 3,
+            device: 0xd15c,
             sectors: 1234,
             own: [id(1), id(2), id(3), id(4)],
             peer: [id(5), id(6), id(7), id(8)],
+            after: id(9),
             made: 99,
             good: true,
             redo: false,
+            up_to_date: true,
             salt: 77,
         };
         let mut bytes = head.encode();
@@ -271,7 +291,7 @@ mod tests {
         bytes[100] ^= 1;
         assert_eq!(Head::decode(&bytes), None);
         let runs = (0..RUNS_MAX as u64).map(|n| (n * 3, 2)).collect();
-        let record = Record { kind: Kind::Data, number: 5, runs, payload: 42 };
+        let record = Record { kind: Kind::Data, number: 5, durable: 3, runs, payload: 42 };
         let mut bytes = record.encode(77);
         assert_eq!(Record::decode(&bytes, 78), None);
         assert_eq!(Record::decode(&bytes, 77), Some(record));

@@ -36,6 +36,14 @@ pub enum RestoreError {
         /// Sectors of the disk.
         disk: u64,
     },
+    /// The file does not belong to this disk.
+    #[error("the undo file is for the disk with the device-uuid {file:016X}, this one has {disk:016X}")]
+    Disk {
+        /// Of the file.
+        file: u64,
+        /// Of the disk.
+        disk: u64,
+    },
     /// Reading or writing failed.
     #[error("{what}: {source}")]
     Io {
@@ -70,18 +78,43 @@ pub fn present(meta: &OpenMeta) -> [GenId; 4] {
     [sb.current, sb.bitmap, sb.history[0], sb.history[1]]
 }
 
-/// Begins: the disk is Inconsistent, in a generation of its own.
+/// Whether the file is one of this disk, and of its size.
+///
+/// # Errors
+/// It is not.
+pub fn check(meta: &OpenMeta, head: &Head) -> Result<(), RestoreError> {
+    let sb = &meta.superblock;
+    if sb.device_uuid != head.device {
+        return Err(RestoreError::Disk { file: head.device, disk: sb.device_uuid });
+    }
+    if sb.effective_size.0 != head.sectors {
+        return Err(RestoreError::Size { file: head.sectors, disk: sb.effective_size.0 });
+    }
+    Ok(())
+}
+
+/// Whether the disk has begun a data generation of its own since the file was completed: what was written in it goes as well.
+#[must_use]
+pub fn written_since(meta: &OpenMeta, head: &Head) -> bool {
+    let sb = &meta.superblock;
+    sb.flags.contains(MdFlags::CONSISTENT) && sb.current.masked() != head.after.masked()
+}
+
+/// The generation that an undo begins.
+#[must_use]
+pub fn generation(random: u64) -> GenId {
+    GenId(random | 16).with_primary_bit(false)
+}
+
+/// Begins: the disk is Inconsistent, in the generation that the file for the way back is for.
 ///
 /// # Errors
 /// The metadata cannot be used, or are those of another device.
-pub fn begin(meta: &mut OpenMeta, io: &mut dyn MetaIo, head: &Head, random: u64) -> Result<(), RestoreError> {
-    let disk = meta.superblock.effective_size.0;
-    if disk != head.sectors {
-        return Err(RestoreError::Size { file: head.sectors, disk });
-    }
+pub fn begin(meta: &mut OpenMeta, io: &mut dyn MetaIo, head: &Head, new: GenId) -> Result<(), RestoreError> {
+    check(meta, head)?;
     let history = history_after(present(meta), head);
     let sb = &mut meta.superblock;
-    sb.current = GenId(random | 16).with_primary_bit(false);
+    sb.current = new;
     sb.bitmap = GenId::UNSET;
     sb.history = history;
     let clean = MdFlags::AL_CLEAN;
@@ -149,18 +182,29 @@ pub fn end<I: UndoIo>(meta: &mut OpenMeta, io: &mut dyn MetaIo, undo: &UndoFile<
         }
         io.write_at(offset, &block).map_err(at("write bitmap"))?;
     }
-    if undo.head().good {
-        meta.superblock.flags = meta.superblock.flags.with(MdFlags::CONSISTENT).with(MdFlags::WAS_UP_TO_DATE);
-    }
+    let (head, flags) = (undo.head(), meta.superblock.flags);
+    let up_to_date = head.good && head.up_to_date;
+    meta.superblock.flags = flags.set_to(MdFlags::CONSISTENT, head.good).set_to(MdFlags::WAS_UP_TO_DATE, up_to_date);
     offline::write_superblock(io, &meta.layout, &meta.superblock)?;
     Ok(())
 }
 
-/// The head of the file for the way back.
+/// The head of the file for the way back from the generation `after`.
 #[must_use]
-pub fn redo_head(meta: &OpenMeta, undo: &Head, now: u64, salt: u64) -> Head {
-    let good = meta.superblock.flags.contains(MdFlags::CONSISTENT);
-    Head { own: present(meta), peer: undo.own, made: now, good, redo: !undo.redo, salt, ..undo.clone() }
+pub fn redo_head(meta: &OpenMeta, undo: &Head, after: GenId, now: u64, salt: u64) -> Head {
+    let flags = meta.superblock.flags;
+    let (good, up_to_date) = (flags.contains(MdFlags::CONSISTENT), flags.contains(MdFlags::WAS_UP_TO_DATE));
+    Head {
+        own: present(meta),
+        peer: undo.own,
+        after,
+        made: now,
+        good,
+        up_to_date,
+        redo: !undo.redo,
+        salt,
+        ..undo.clone()
+    }
 }
 
 #[cfg(test)]
@@ -176,12 +220,15 @@ mod tests {
         Head {
             resource: "r0".into(),
             volume: 0,
+            device: 1,
             sectors: SECTORS,
             own: [GenId(0x10), GenId(0x20), GenId(0), GenId(0)],
             peer: [GenId(0x30), GenId(0x20), GenId(0), GenId(0)],
+            after: GenId(0x30),
             made: 1,
             good: true,
             redo: false,
+            up_to_date: true,
             salt: 1,
         }
     }
@@ -213,8 +260,14 @@ mod tests {
         data.write_at(0, &[9; 512_000]).expect("memory");
         let mut undo = UndoFile::create(MemFile::default(), head()).expect("memory");
         undo.append(&[Run { first: 2, data: &[1; 2 * BLOCK] }, Run { first: 124, data: &[2; BLOCK] }]).expect("memory");
-        let mut redo = UndoFile::create(MemFile::default(), redo_head(&meta, undo.head(), 2, 3)).expect("memory");
-        begin(&mut meta, &mut md, undo.head(), 0xabcd_0000).expect("memory");
+        let mut redo =
+            UndoFile::create(MemFile::default(), redo_head(&meta, undo.head(), generation(0xabcd_0000), 2, 3))
+                .expect("memory");
+        assert!(!written_since(&meta, undo.head()));
+        let mut other = undo.head().clone();
+        other.device = 2;
+        assert!(matches!(check(&meta, &other), Err(RestoreError::Disk { .. })));
+        begin(&mut meta, &mut md, undo.head(), redo.head().after).expect("memory");
         let between = offline::open(&mut md, place).expect("metadata").superblock;
         assert!(!between.flags.contains(MdFlags::CONSISTENT));
         assert_eq!(write_back(&mut undo, &mut redo, &mut data).expect("memory"), 3);
@@ -233,8 +286,12 @@ mod tests {
         let mut page = [0; BLOCK];
         md.read_at(meta.layout.bm_page_byte(0).expect("one"), &mut page).expect("memory");
         assert_eq!((page[0] & 0x1c, page[15] & 0x10), (0x0c, 0x10));
+        // Both files are for the disk as it is; what begins a generation of its own is noticed.
+        assert!(!written_since(&meta, redo.head()) && written_since(&meta, undo.head()));
         // And back again.
-        let mut again = UndoFile::create(MemFile::default(), redo_head(&meta, redo.head(), 4, 5)).expect("memory");
+        let mut again =
+            UndoFile::create(MemFile::default(), redo_head(&meta, redo.head(), generation(0xef00_0000), 4, 5))
+                .expect("memory");
         assert_eq!((redo.ended(), redo.head().redo, again.head().redo), (true, true, false));
         write_back(&mut redo, &mut again, &mut data).expect("memory");
         data.read_at(0, &mut bytes).expect("memory");

@@ -133,7 +133,7 @@ pub const TABLE: &[Row] = &[
     row(
         "check-resize",
         Volume,
-        &[],
+        &[Opt::Value("state-dir", None, "DIR", "The daemon's state directory, where the last size is remembered")],
         resize::check,
         "Find the metadata of a disk that has grown, and move them to its end",
     ),

@@ -66,7 +66,7 @@ pub fn check(ctx: &mut Context, call: &Call) -> Done {
     let targets = select(ctx, call, false)?;
     for_volumes(ctx, &targets, |ctx, target, volume| {
         if offline::device::attached(ctx, target, volume)?.is_none() {
-            return offline::resize::check(ctx, target, volume);
+            return offline::resize::check(ctx, call, target, volume);
         }
         ctx.request_silently(Wanted::default().request(target, volume))
     })

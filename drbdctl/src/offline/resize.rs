@@ -7,17 +7,19 @@ use udrbd::meta::relocate::{Checked, check as look};
 use udrbd::meta::{MetaIo, offline};
 
 use super::device::{self, failed};
+use super::undo::state_dir;
+use crate::args::Call;
 use crate::context::Context;
 use crate::out;
 use crate::report::{Done, Exit};
 use crate::target::Target;
 
 /// Moves internal metadata that were left behind when the device grew, and remembers the device's size.
-pub fn check(ctx: &mut Context, target: &Target, volume: &Volume) -> Done {
+pub fn check(ctx: &mut Context, call: &Call, target: &Target, volume: &Volume) -> Done {
     if volume.meta_disk != MetaDisk::Internal {
         return Ok(());
     }
-    let mut remembered = LastKnownFile::of(&ctx.state_dir(), volume.minor);
+    let mut remembered = LastKnownFile::of(&state_dir(ctx, call), volume.minor);
     let known = remembered.read();
     let mut device = device::open(ctx, target, volume, Access::Write, false)?;
     match look(&mut device.io, known.as_ref(), false).map_err(|error| failed(target, volume, &error))? {

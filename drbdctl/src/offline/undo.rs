@@ -7,7 +7,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write as _};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,7 +38,7 @@ fn refuse(label: &str, word: &str, why: &str) -> Exit {
 }
 
 /// The state directory: as named, as the daemon says, or the usual one.
-fn state_dir(ctx: &mut Context, call: &Call) -> PathBuf {
+pub(super) fn state_dir(ctx: &mut Context, call: &Call) -> PathBuf {
     if let Some(dir) = call.option("state-dir") {
         return PathBuf::from(dir);
     }
@@ -65,10 +65,14 @@ fn open_file(paths: &UndoPaths, label: &str, word: &str, write: bool) -> Done<Un
 
 fn check_whole(file: &UndoFile<DiskFile>, label: &str, word: &str, force: bool) -> Done {
     let lost: u64 = file.lost().iter().map(|(_, count)| u64::from(*count)).sum();
-    let missing = if file.incomplete() {
+    let missing = if file.damaged() {
+        "the undo file is damaged: blocks that were saved cannot be read any more".to_owned()
+    } else if file.incomplete() {
         "the undo file is incomplete: it ran out of room, and what was overwritten afterwards is not in it".to_owned()
     } else if lost > 0 {
         format!("{lost} blocks could not be read before they were overwritten")
+    } else if !file.ended() {
+        "the undo file has no end: the resync that discards these data is not over, or nobody saw its end".to_owned()
     } else {
         return Ok(());
     };
@@ -91,8 +95,10 @@ pub fn undo(ctx: &mut Context, call: &Call, targets: &[Target]) -> Done {
             check_alone(found, &label, &target.resource.name)?;
         }
         let question = format!(
-            "This puts the data of {label} back to what they were before the split brain was resolved.\nThe two nodes will \
-             not connect afterwards before you choose again whose data are kept.\nDo you want to proceed?"
+            "This puts the data of {label} back to what they were before the split brain was resolved.\nBlocks that were \
+             changed by the resolution and written again since get their old contents as well; other blocks that were written \
+             since stay as they are.\nThe two nodes will not connect afterwards before you choose again whose data are kept.\n\
+             Do you want to proceed?"
         );
         if !force && io::stdin().is_terminal() && !ask::confirm(&question, false) {
             out::print("Operation cancelled.\n");
@@ -102,15 +108,15 @@ pub fn undo(ctx: &mut Context, call: &Call, targets: &[Target]) -> Done {
             let request = Request::Detach { resource: target.resource.name.clone(), volume: volume.vnr, force: false };
             ctx.request(&target.volume_attempt(volume, "detach"), request)?;
         }
-        let undone = put_back(ctx, target, volume, &paths);
+        let undone = put_back(ctx, target, volume, &paths, force);
         let again = match &attached {
             Some(_) => bring_up::attach_one(ctx, target, volume, volume.disk.clone()),
             None => Ok(()),
         };
         let blocks = undone?;
         out::line(&format!(
-            "{label}: {blocks} blocks are what they were before the split brain was resolved. What they replaced is kept: the \
-             same command again brings it back. The next connect finds a split brain; drbdctl split-brain {} says how to choose.",
+            "{label}: {blocks} blocks are what they were before the split brain was resolved; blocks that were written later \
+             and are not among them stay as they are. What they replaced is kept: the same command again brings it back. The next connect finds a split brain; drbdctl split-brain {} says how to choose.",
             target.resource.name
         ));
         again
@@ -130,7 +136,7 @@ fn check_alone(found: &status::Volume, label: &str, resource: &str) -> Done {
     Ok(())
 }
 
-fn put_back(ctx: &mut Context, target: &Target, volume: &Volume, paths: &UndoPaths) -> Done<u64> {
+fn put_back(ctx: &mut Context, target: &Target, volume: &Volume, paths: &UndoPaths, force: bool) -> Done<u64> {
     let label = target.label(volume);
     let failed = |why: String| refuse(&label, "undo", &why);
     let mut device = device::open(ctx, target, volume, Access::Write, false)?;
@@ -155,21 +161,60 @@ fn put_back(ctx: &mut Context, target: &Target, volume: &Volume, paths: &UndoPat
     let mut undo = open_file(paths, &label, "undo", true)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let random = || getrandom::u64().map_err(|error| failed(format!("no random numbers: {error}")));
-    // One that is there was left by an undo that did not come to its end.
-    let left = paths.open(&paths.redo, true).ok().flatten().filter(|redo| redo.head().peer == undo.head().own);
-    let mut redo = match left {
+    let told = |error: restore::RestoreError| failed(error.to_string());
+    restore::check(&meta, undo.head()).map_err(told)?;
+    if restore::written_since(&meta, undo.head()) && !force {
+        let why = "this disk has begun a data generation of its own since: what was written in it is lost in the blocks that are \
+                   put back; to do it all the same: --force";
+        return Err(failed(why.to_owned()));
+    }
+    let redo_failed = |error: io::Error| failed(format!("{}: {error}", paths.redo.display()));
+    // One that is there was left by an undo that did not come to its end, and goes on; any other one is what somebody may miss.
+    let left = paths.open(&paths.redo, true).map_err(redo_failed)?;
+    let goes_on = |redo: &UndoFile<DiskFile>| {
+        !redo.ended()
+            && !redo.incomplete()
+            && redo.head().peer == undo.head().own
+            && redo.head().device == undo.head().device
+    };
+    let mut redo = match left.filter(goes_on) {
         Some(redo) => redo,
         None => {
-            let head = restore::redo_head(&meta, undo.head(), now, random()?);
-            paths.create(&paths.redo, head).map_err(io_failed)?
+            if let Some(kept) = paths.set_aside(&paths.redo).map_err(redo_failed)? {
+                out::say(&format!("{label}: the file of an earlier undo is kept as {}", kept.display()));
+            }
+            check_room(paths, &undo).map_err(failed)?;
+            let head = restore::redo_head(&meta, undo.head(), restore::generation(random()?), now, random()?);
+            paths.create(&paths.redo, head).map_err(redo_failed)?
         }
     };
-    let told = |error: restore::RestoreError| failed(error.to_string());
-    restore::begin(&mut meta, &mut device.io, undo.head(), random()?).map_err(told)?;
+    // From here on the disk is Inconsistent until everything is done.
+    let halfway = |error: String| {
+        failed(format!(
+            "{error}; the disk is Inconsistent now. Mend the cause and give the same command again, which goes on from here; or give \
+             these data up: drbdctl attach {0}, then drbdctl connect {0}, and they are copied from the peer",
+            target.resource.name
+        ))
+    };
+    let told = |error: restore::RestoreError| halfway(error.to_string());
+    restore::begin(&mut meta, &mut device.io, undo.head(), redo.head().after).map_err(told)?;
     let blocks = restore::write_back(&mut undo, &mut redo, &mut data).map_err(told)?;
     restore::end(&mut meta, &mut device.io, &undo).map_err(told)?;
-    paths.promote(&paths.redo, &paths.file).map_err(io_failed)?;
+    paths.promote(&paths.redo, &paths.file).map_err(redo_failed)?;
     Ok(blocks)
+}
+
+/// The file for the way back becomes as large as the undo file at most.
+fn check_room(paths: &UndoPaths, undo: &UndoFile<DiskFile>) -> Result<(), String> {
+    let free = paths.free();
+    if undo.bytes() <= free {
+        return Ok(());
+    }
+    Err(format!(
+        "the file for the way back, {}, needs {} bytes, and {free} are free; nothing was changed",
+        paths.redo.display(),
+        undo.bytes()
+    ))
 }
 
 /// `split-brain export`
@@ -200,7 +245,7 @@ pub fn export(ctx: &mut Context, call: &Call, targets: &[Target], image: &str) -
     let told = |error: io::Error| refuse(&label, "export", &format!("{image}: {error}"));
     let mut data = MetaFile::open(Path::new(&volume.backing_disk), Access::Read, false)
         .map_err(|error| refuse(&label, "export", &format!("{}: {error}", volume.backing_disk)))?;
-    let out_file = OpenOptions::new().write(true).create_new(true).open(image).map_err(told)?;
+    let out_file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(image).map_err(told)?;
     let sectors = file.head().sectors;
     out_file.set_len(sectors * 512).map_err(told)?;
     for block in 0..file.head().blocks() {

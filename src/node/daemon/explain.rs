@@ -17,7 +17,8 @@ impl Daemon {
         let gone = || ErrorReply::usage("the resource has ended").detail("see the daemon's log");
         let status = shard.status().await.ok_or_else(gone)?;
         let known = shard.recollection().await.ok_or_else(gone)?;
-        let most = if all { RUNS_ALL } else { RUNS };
+        // Those of now and those of the last split brain, of every volume, go into one answer.
+        let most = if all { RUNS_ALL / status.volumes.len().max(1) } else { RUNS };
         let mut volumes = Vec::with_capacity(status.volumes.len());
         for volume in &status.volumes {
             let nr: VolumeNr = volume.nr;

@@ -133,11 +133,14 @@ impl Undos {
         let head = Head {
             resource: self.resource.clone(),
             volume: volume.0,
+            device: head.device,
             sectors: head.size.0,
             own: head.own.slots().map(GenId),
             peer: head.peer.slots().map(GenId),
+            after: head.peer.current,
             made: now(),
             good: head.good,
+            up_to_date: head.up_to_date,
             redo: false,
             salt: getrandom::u64().unwrap_or_else(|_| now()),
         };
@@ -162,6 +165,9 @@ impl Undos {
     fn start(&mut self, volume: VolumeNr) {
         let paths = self.paths(volume);
         let Some(file) = self.begun.remove(&volume) else { return };
+        if let Err(error) = self.keep_half_undone(volume, &paths) {
+            return self.complain(volume, &format!("{}: {error}", paths.redo.display()));
+        }
         if paths.file.exists() {
             self.complain(volume, "the undo file of an earlier split brain is replaced");
         }
@@ -175,9 +181,21 @@ impl Undos {
         }
     }
 
+    /// An undo that did not come to its end needs both its files: they get names of their own.
+    fn keep_half_undone(&self, volume: VolumeNr, paths: &UndoPaths) -> io::Result<()> {
+        if !paths.redo.try_exists()? {
+            return Ok(());
+        }
+        for path in [&paths.file, &paths.redo] {
+            if let Some(kept) = paths.set_aside(path)? {
+                self.complain(volume, &format!("an undo was not completed; its file is kept as {}", kept.display()));
+            }
+        }
+        Ok(())
+    }
+
     fn free(&self) -> u64 {
-        let room = rustix::fs::statvfs(&self.dir.path).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
-        room.unwrap_or(u64::MAX).saturating_sub(RESERVE_BYTES)
+        self.paths(VolumeNr(0)).free().saturating_sub(RESERVE_BYTES)
     }
 
     fn save(&mut self, volume: VolumeNr, blocks: &[OldBlocks], lost: &[(u64, u32)]) -> io::Result<()> {
