@@ -366,7 +366,9 @@ impl Engine {
             // It hung only when it was about to be closed.
             DiskState::Failed if force && vol.stuck == 0 && now >= until && vol.disk.is_some() => {
                 self.give_up_operations(v);
-                return self.run_detach(pending, answer);
+                // Where nothing is under way a helper is waited for.
+                let stuck = self.volumes.get(&v).is_some_and(|vol| vol.stuck > 0);
+                return if stuck { self.command_done(id, Ok(())) } else { self.wait(pending, Wait::Change) };
             }
             // It is gone for everybody; the device itself may hang for long.
             DiskState::Diskless | DiskState::Failed if force && vol.stuck > 0 && now >= until => {

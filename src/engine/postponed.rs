@@ -30,10 +30,11 @@ impl Engine {
     /// An own write that is about to be submitted gives way to a write of the peer that came while it waited for the activity
     /// log: it begins again when that one is done.
     pub(crate) fn yields_to_peer(&mut self, key: u64) -> bool {
+        let careless = self.faulty(Fault::OwnWriteOvertakes);
         let Some(request) = self.requests.get_mut(key) else { return false };
         let (v, range) = (request.volume, request.range);
         let Some(vol) = self.volumes.get_mut(&v) else { return false };
-        if vol.peer_active.is_empty() || vol.state.role != Role::Primary {
+        if careless || vol.peer_active.is_empty() || vol.state.role != Role::Primary {
             return false;
         }
         let write = |k: u64| self.peer_requests.get(k).is_some_and(|r| matches!(r.kind, PeerKind::Write { .. }));

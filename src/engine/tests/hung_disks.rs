@@ -176,6 +176,27 @@ fn a_forced_detach_ends_where_the_disk_hangs_only_when_it_is_closed() {
 }
 
 #[test]
+fn a_forced_detach_waits_for_the_helper_that_the_policy_wants() {
+    let mut p = ready(91, ReplProtocol::C, 0);
+    let opts = DiskOptions { on_io_error: OnIoError::CallLocalIoError, ..DiskOptions::default() };
+    p.ok(A, Command::DiskOptions(opts));
+    p.nodes[A].slow_helpers = true;
+    p.nodes[A].fail_writes = true;
+    p.write(A, 80, 8, 2);
+    p.settle();
+    assert_eq!((p.nodes[A].state(V).disk, p.nodes[A].late.len()), (DiskState::Failed, 1));
+    let detach = p.command(A, V, Command::Detach { force: true });
+    p.settle_for(20 * SECOND);
+    let runs = std::mem::take(&mut p.nodes[A].late);
+    for run in runs {
+        p.end_helper(A, run, 0);
+    }
+    p.settle();
+    assert_eq!(p.nodes[A].results.remove(&detach), Some(Ok(())));
+    assert_eq!(p.nodes[A].state(V).disk, DiskState::Diskless);
+}
+
+#[test]
 fn a_shorter_disk_timeout_counts_for_what_is_under_way() {
     let mut p = ready(89, ReplProtocol::C, 600);
     p.nodes[A].hung = true;

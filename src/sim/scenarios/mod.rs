@@ -16,6 +16,7 @@ mod known_waits;
 mod liveness;
 mod policies;
 mod resync;
+mod suspended;
 mod two_primaries;
 mod writes;
 

@@ -1,6 +1,7 @@
 //! Split brains that policies resolve, and helpers before a resync: the survivor is the one that the rules name, and a helper
 //! that fails or hangs keeps the data as they are.
 
+use super::super::plan::Order;
 use super::super::scenario::{Story, regression};
 use super::super::stamp::WriteId;
 use super::super::world::{A, B};
@@ -59,6 +60,67 @@ fn s39_a_tie_is_broken_alike_on_both_nodes() {
         s.heal();
         s.settle();
         assert!(s.split_brains() > 0);
+        s.same_data();
+    });
+}
+
+/// A was Primary when they parted, B was promoted later: each policy gives up the data of the one that it names.
+#[test]
+fn s39_the_older_primary_and_the_younger_one() {
+    regression(4, &[Fault::YoungerForOlder], |k, scenario| {
+        let policy = [AfterSb::DiscardYoungerPrimary, AfterSb::DiscardOlderPrimary][k as usize % 2];
+        let mut s = primary(scenario.nodes(|n| n.net.after_sb_0p = policy));
+        s.a().write(0, 8);
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.b().becomes("WFConnection");
+        let older = s.a().write(512, 8);
+        s.a().demote();
+        s.b().promote();
+        let younger = (0..3).map(|block| s.b().write(1024 + block * 8, 8)).last().unwrap_or(older);
+        s.b().demote();
+        s.heal();
+        s.settle();
+        assert!(s.split_brains() > 0);
+        s.same_data();
+        s.both_hold(if policy == AfterSb::DiscardYoungerPrimary { older } else { younger });
+    });
+}
+
+/// A began one generation more than its bitmap is for, and both wrote: nothing says that the bitmaps tell what differs. A policy
+/// does not decide it, and what is decided by hand copies everything.
+#[test]
+fn s20_a_split_brain_that_no_bitmap_describes_is_resolved_whole_and_by_hand() {
+    regression(4, &[Fault::AmbiguousByPolicy, Fault::ShortResolution], |k, scenario| {
+        let mut s = primary(scenario.rate(4).nodes(|n| n.net.after_sb_0p = AfterSb::DiscardLeastChanges));
+        s.a().write(0, 8);
+        s.cut();
+        s.a().becomes("WFConnection");
+        s.b().becomes("WFConnection");
+        let one = s.a().write(512, 8);
+        s.a().demote();
+        s.a().disconnect();
+        s.a().orders(Order::NewUuid);
+        s.b().promote();
+        let other = s.b().write(1024, 8);
+        s.b().demote();
+        s.a().connect();
+        s.heal();
+        s.until("the split brain is found", |s| s.split_brains() > 0);
+        s.wait(2000);
+        assert_eq!(s.resyncs(), 0, "somebody decided");
+        s.holds(A, one);
+        s.holds(B, other);
+        for node in [A, B] {
+            // One of them may only see that the other one is gone, and try again.
+            let _ = s.on(node).order(Order::Disconnect { force: true });
+        }
+        let victim = if k % 2 == 0 { A } else { B };
+        s.on(victim).connect_discarding();
+        s.on(1 - victim).connect();
+        s.on(1 - victim).becomes("SyncSource");
+        assert!(s.on(1 - victim).bits() > 1000, "only what is marked is copied");
+        s.settle();
         s.same_data();
     });
 }

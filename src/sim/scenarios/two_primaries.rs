@@ -56,6 +56,55 @@ fn s34_writers_on_both_nodes_leave_the_same_on_both() {
     });
 }
 
+/// The resolver's write is on its way behind much else when it refuses the other node's: that one is not done before it is here, and
+/// nothing of the node's own begins over it.
+#[test]
+fn s34_what_replaces_a_write_is_here_before_that_is_done() {
+    regression(32, &[Fault::SupersededEarly], |k, scenario| {
+        let mut s = both(k, scenario.slow_link(2));
+        let (first, second) = if k % 4 < 2 { (A, B) } else { (B, A) };
+        for block in 0..8 {
+            s.on(first).start_write(1024 + block * 256, 256);
+        }
+        s.on(first).start_write(0, 16);
+        s.events(k / 8);
+        s.on(second).start_write(0, 16);
+        s.calm();
+        s.settle();
+        s.same_data();
+        let node = ["A", "B"][second];
+        let at = |what: &str| s.trace().lines().position(|line| line.contains(&format!(" {node} {what}")));
+        if at("gets Meta vol 0 P_SUPERSEDED").is_some() {
+            let begun = at("vol 0 request").and_then(|line| s.trace().lines().nth(line));
+            let number = begun.and_then(|line| line.split("request ").nth(1)?.split(':').next()).unwrap_or_default();
+            let (here, done) = (at("gets Data vol 0 P_DATA 0+16"), at(&format!("request {number} ends")));
+            assert!(here.is_some() && here < done, "done at line {done:?}, replaced at {here:?}");
+        }
+    });
+}
+
+/// A write of the other node waits for a slow disk; an own one of the same blocks does not begin before it is there.
+#[test]
+fn s34_no_write_begins_over_one_that_came_before() {
+    regression(48, &[Fault::OwnWriteOvertakes], |k, scenario| {
+        let mut s = both(k, scenario.nodes(|n| n.disk_ns = 2_000_000));
+        let (first, second) = if k % 4 < 2 { (A, B) } else { (B, A) };
+        // Both extents are hot: nothing but the disk is waited for.
+        s.on(first).write(0, 8);
+        s.on(second).write(0, 8);
+        for _ in 0..3 {
+            s.on(second).start_write(0, 16);
+            s.until_got(first, "P_DATA");
+            s.events(k / 4);
+            s.on(first).start_write(4, 16);
+            s.calm();
+        }
+        s.calm();
+        s.settle();
+        s.same_data();
+    });
+}
+
 /// Writes meet, both nodes' clients flush, and the power of one node fails: what was flushed is on both, in the order in which the
 /// nodes agreed on it.
 #[test]
