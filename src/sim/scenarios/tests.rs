@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::engine::fault::Fault;
 
 const TABLE: &str = include_str!("../../../docs/scenarios.md");
-const STORIES: [&str; 9] = [
+const STORIES: [&str; 10] = [
     include_str!("activity_log.rs"),
     include_str!("blocks.rs"),
     include_str!("congestion.rs"),
@@ -14,6 +14,7 @@ const STORIES: [&str; 9] = [
     include_str!("liveness.rs"),
     include_str!("policies.rs"),
     include_str!("resync.rs"),
+    include_str!("suspended.rs"),
     include_str!("two_primaries.rs"),
     include_str!("writes.rs"),
 ];
