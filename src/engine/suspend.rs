@@ -19,6 +19,7 @@ use crate::engine::state::{
     Effect, Fencing, RestartHow, StateChange, VolumeState, admits_io, replicates, sends_out_of_sync, susp_text,
     writes_locally,
 };
+use crate::limits::AL_EXTENT_SECTORS;
 use crate::units::VolumeNr;
 use crate::wire::state::{ConnState, DiskState, Role};
 
@@ -312,7 +313,15 @@ impl Engine {
         {
             // The other Primary has it, and may have written there since, with a write that is here already or is lost: it
             // must not be undone by an older one. An empty write brings the acknowledgement that it is on stable storage.
+            let (alone, spread) = (
+                !both,
+                range.count.0 > 0 && range.start.0 / AL_EXTENT_SECTORS != (range.end().0 - 1) / AL_EXTENT_SECTORS,
+            );
             vol.congestion.in_flight += range.count.0;
+            if alone && spread && self.set_bits(v, range) > 0 && sends_out_of_sync(&state) {
+                // It may have crashed: its activity log covers where it wrote itself, which need not be all of this.
+                self.send_out_of_sync(v, range);
+            }
             self.send_due_barrier();
             let epoch = self.epochs.ride(key);
             if let Some(request) = self.requests.get_mut(key) {
