@@ -85,13 +85,15 @@ fn table(found: &[Found], seeds: &Range<u64>) -> String {
     let mut out = String::new();
     let missed = found.iter().filter(|f| f.first.is_none()).count();
     let told = found.iter().filter(|f| f.first.is_none() && has_story(f.fault)).count();
+    let shrunk = found.iter().any(|f| f.steps.is_some());
+    let (shrink, steps) =
+        if shrunk { (" --shrink-all", " *Steps*: what is left of the schedule when it is shrunk.") } else { ("", "") };
     // Writing to a string cannot fail.
     let _ = writeln!(
         out,
-        "# Seeded bugs\n\nMade by `cargo xtask sim --mutants --shrink-all --write docs/seeded-bugs.md`. {} mistakes that the \
-         engine can be told to make (src/engine/fault.rs), {} found by seeds {}..{} as they are drawn, {told} by a schedule \
-         made by hand (`src/sim/scenarios`, `src/sim/crash_states`; every test run plays these). *Seeds*: how \
-         many had to be played. *Steps*: what is left of the schedule when it is shrunk.\n",
+        "# Seeded bugs\n\nMade by `cargo xtask sim --mutants{shrink} --write docs/seeded-bugs.md`. {} mistakes that the engine \
+         can be told to make (src/engine/fault.rs), {} found by seeds {}..{} as they are drawn, {told} by a schedule made by \
+         hand (`src/sim/scenarios`, `src/sim/crash_states`; every test run plays these). *Seeds*: how many had to be played.{steps}\n",
         found.len(),
         found.len() - missed,
         seeds.start,
