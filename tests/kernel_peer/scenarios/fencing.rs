@@ -109,7 +109,7 @@ pub fn the_secondary_is_outdated_by_a_disconnect(bench: &mut Bench) -> Outcome {
 }
 
 /// A configuration whose fence-peer helper ends with what the file `fence-code` says, on both sides.
-fn with_helper(bench: &Bench, fencing: &str) -> Conf {
+pub(super) fn with_helper(bench: &Bench, fencing: &str) -> Conf {
     let mut conf = policy(bench, fencing);
     let file = bench.lab.share().join("fence-code");
     conf.handlers.push(format!("fence-peer \"exit $(cat /lab/fence-code 2>/dev/null || cat {})\";", file.display()));

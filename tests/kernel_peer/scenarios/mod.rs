@@ -51,6 +51,7 @@ pub const ALL: &[Case<Bench>] = &[
     Case { name: "congestion::udrbd_disconnects", run: congestion::udrbd_disconnects },
     Case { name: "two_primaries::concurrent_writers", run: two_primaries::concurrent_writers },
     Case { name: "two_primaries::cut_and_resolved", run: two_primaries::cut_and_resolved },
+    Case { name: "two_primaries::both_freeze_and_go_on", run: two_primaries::both_freeze_and_go_on },
     Case { name: "fencing::suspended_by_the_administrator", run: fencing::suspended_by_the_administrator },
     Case {
         name: "fencing::a_diskless_udrbd_primary_waits_for_the_kernel",

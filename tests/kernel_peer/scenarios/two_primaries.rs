@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use xtask::harness::Verdict;
-use xtask::lab::Cable;
-use xtask::lab::drbd::out_of_sync_kib;
+use xtask::lab::drbd::{noise, out_of_sync_kib};
+use xtask::lab::{Cable, LabError, wait_until};
 
 use super::ensure;
 use crate::bench::{Bench, Outcome, Pair};
@@ -19,6 +19,7 @@ const SECTORS: u32 = 96;
 /// met a second time while it is still on the list of those to be sent again.
 const THREADS: u32 = 1;
 const DEPTH: u32 = 1;
+const SOON: Duration = Duration::from_secs(60);
 /// How many connections are tried until each node had the last word once.
 const CONNECTIONS: u32 = 6;
 
@@ -169,4 +170,50 @@ pub fn cut_and_resolved(bench: &mut Bench) -> Outcome {
     pair.kernel.guest.sh("dmesg --clear")?;
     storm(&pair, 70)?;
     quiet(&pair)
+}
+
+/// Both wait for fencing when the cable is cut under their writers, and go on where they were when it is back: nothing is a new
+/// generation, and what each sends again the other one takes. (Not to the same blocks: a kernel sends again what this node had
+/// acknowledged, over what it has written there since.)
+pub fn both_freeze_and_go_on(bench: &mut Bench) -> Outcome {
+    let mut conf = super::fencing::with_helper(bench, "resource-and-stonith");
+    conf.net.push("allow-two-primaries yes;".to_owned());
+    let pair = bench.synced_pair(&conf)?;
+    let code = pair.lab.share().join("fence-code");
+    std::fs::write(&code, "1").map_err(|err| LabError::io("write the exit code", &err))?;
+    both_primary(&pair)?;
+    for round in 0..3u64 {
+        pair.kernel.guest.sh("dmesg --clear")?;
+        let (theirs, ours) = (noise(200 + round, 4 << 20), noise(300 + round, 4 << 20));
+        let before = pair.kernel.proc()?;
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| pair.kernel.write(0, 8 << 20, &theirs, 16 << 10));
+            let udrbd = scope.spawn(|| pair.udrbd.write(0, 16 << 20, &ours, 16 << 10));
+            wait_until("the kernel's counters move", SOON, || {
+                let now = pair.kernel.proc()?;
+                Ok(if now == before { Err(now) } else { Ok(()) })
+            })?;
+            pair.lab.cable(1, Cable::Cut)?;
+            pair.wait_apart()?;
+            pair.lab.cable(1, Cable::Plugged)?;
+            for writer in [kernel, udrbd] {
+                writer.join().map_err(|_panic| Verdict::Failed("a writer panicked".to_owned()))??;
+            }
+            Ok::<(), Verdict>(())
+        })?;
+        pair.kernel.wait_proc(1, &["cs:Connected", "ro:Primary/Primary", "ds:UpToDate/UpToDate"], SOON)?;
+        let (proc, log) = (pair.kernel.proc()?, pair.kernel.guest.sh("dmesg")?);
+        ensure(out_of_sync_kib(&proc) == 0, || format!("blocks are out of sync:\n{proc}"))?;
+        ensure(!log.contains("new current UUID"), || format!("a generation began:\n{log}"))?;
+        pair.assert_holds(0, 8 << 20, &theirs)?;
+        pair.assert_holds(0, 16 << 20, &ours)?;
+    }
+    quiet_end(&pair)
+}
+
+/// Both step down, so nobody waits for anything, and the disks are equal.
+fn quiet_end(pair: &Pair<'_>) -> Outcome {
+    pair.udrbd.drbdctl("secondary r0")?;
+    pair.kernel.drbdadm("secondary r0")?;
+    pair.compare()
 }
