@@ -159,6 +159,8 @@ fn put_back(ctx: &mut Context, target: &Target, volume: &Volume, paths: &UndoPat
     let io_failed = |error: io::Error| failed(format!("{}: {error}", paths.file.display()));
     paths.settle(meta.superblock.current).map_err(io_failed)?;
     let mut undo = open_file(paths, &label, "undo", true)?;
+    // It may be another one than before: that of a resync that had just begun.
+    check_whole(&undo, &label, "undo", force)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let random = || getrandom::u64().map_err(|error| failed(format!("no random numbers: {error}")));
     let told = |error: restore::RestoreError| failed(error.to_string());
