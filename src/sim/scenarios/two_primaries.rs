@@ -83,6 +83,29 @@ fn s34_what_replaces_a_write_is_here_before_that_is_done() {
     });
 }
 
+/// A client that asked for a durable write is told that it is one, because another node's write replaces it: that one is durable on
+/// the node that says so, whatever its disk takes.
+#[test]
+fn s34_what_replaces_a_durable_write_is_durable() {
+    regression(32, &[Fault::SupersededUnwritten], |k, scenario| {
+        let (first, second) = if k % 4 < 2 { (A, B) } else { (B, A) };
+        let mut s = both(k, scenario.node(first, |n| n.disk_ns = 3_000_000));
+        s.on(first).write(0, 8);
+        s.on(second).write(0, 8);
+        s.on(first).start_write(0, 16);
+        s.events(k / 8);
+        s.on(second).start(ClientOp::Write { fua: true }, 4, 4);
+        let ends = format!(" {} request", ["A", "B"][second]);
+        s.until_line("the durable write is done", |line| line.contains(&ends) && line.contains(" ends: "));
+        s.on(first).power_cut();
+        s.on(second).power_cut();
+        s.on(first).restart();
+        s.on(first).becomes("WFConnection");
+        s.on(first).force();
+        let _ = s.on(first).try_read(0, 16);
+    });
+}
+
 /// A write of the other node waits for a slow disk; an own one of the same blocks does not begin before it is there.
 #[test]
 fn s34_no_write_begins_over_one_that_came_before() {
