@@ -18,11 +18,12 @@ use crate::known::is_known;
 const SHRINK_RUNS: u32 = 1500;
 
 /// Schedules made by hand that notice what drawn runs reach only rarely.
-const STORIES: [&str; 5] = [
+const STORIES: [&str; 6] = [
     include_str!("../../sim/scenarios/congestion.rs"),
     include_str!("../../sim/scenarios/policies.rs"),
     include_str!("../../sim/scenarios/suspended.rs"),
     include_str!("../../sim/scenarios/two_primaries.rs"),
+    include_str!("../../sim/scenarios/writes.rs"),
     include_str!("../../sim/crash_states/tests/mod.rs"),
 ];
 

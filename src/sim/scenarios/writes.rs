@@ -234,3 +234,22 @@ fn s34_two_writers_of_one_block_leave_the_same_on_both_nodes() {
         assert_eq!(s.bits(A, 0) + s.bits(B, 0), 0);
     });
 }
+
+/// Under protocol C a flush speaks for both disks: what was flushed is on the peer's, whose power fails when the flush is answered, also
+/// where that one is all that is left.
+#[test]
+fn s13_a_flush_makes_both_copies_durable() {
+    regression(24, &[Fault::FlushIgnoresPeer], |k, scenario| {
+        let mut s = primary(scenario.nodes(|n| n.relaxed = k % 2 == 0));
+        s.a().write(0, 8);
+        s.wait(100);
+        let last = s.a().write(8 * u64::from(k), 8);
+        s.a().flush();
+        s.b().power_cut();
+        s.a().power_cut();
+        s.b().restart();
+        s.b().becomes("WFConnection");
+        s.b().force();
+        s.b().reads(8 * u64::from(k), 8, last);
+    });
+}
