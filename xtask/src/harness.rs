@@ -71,6 +71,17 @@ impl Arguments {
     }
 }
 
+/// Names the variable that holds `K/N`: of the cases that no filter names every Nth is played, from the Kth on.
+pub const SHARE_VARIABLE: &str = "UDRBD_LAB_SHARE";
+/// Fewer cases than this are always played.
+const SHARED_FROM: usize = 12;
+
+/// Whether a share holds the case with this index.
+fn in_share(share: &str, index: usize) -> bool {
+    let numbers = share.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse::<usize>().ok()?)));
+    numbers.filter(|(_, n)| *n > 0).is_none_or(|(k, n)| index % n == k % n)
+}
+
 /// Runs the selected cases. `prepare` makes what they share, or says in one line why they cannot run here: then they count
 /// as ignored. After a failed case `after_failure` gets the shared thing (and says what is worth reading); what it leaves is
 /// what the next case gets.
@@ -80,7 +91,16 @@ pub fn main<S>(
     after_failure: impl Fn(&mut S) -> String,
 ) -> ExitCode {
     let arguments = Arguments::parse(std::env::args().skip(1));
-    let selected: Vec<&Case<S>> = cases.iter().filter(|case| arguments.selects(case.name)).collect();
+    let mut selected: Vec<&Case<S>> = cases.iter().filter(|case| arguments.selects(case.name)).collect();
+    if let Ok(share) = std::env::var(SHARE_VARIABLE)
+        && arguments.filters.is_empty()
+        && !arguments.list
+        && selected.len() >= SHARED_FROM
+    {
+        selected =
+            selected.into_iter().enumerate().filter(|(i, _)| in_share(&share, *i)).map(|(_, case)| case).collect();
+        println!("share {share}: {} of {} cases", selected.len(), cases.len());
+    }
     if arguments.list {
         // No case is ignored beforehand, so a list of the ignored ones is empty.
         for case in selected.iter().filter(|_| !arguments.ignored) {
@@ -148,5 +168,13 @@ mod tests {
         assert!(!parse("--exact sync").selects("first_sync"));
         assert!(!parse("sync --skip first").selects("first_sync"));
         assert!(parse("--list --format terse").list);
+    }
+
+    #[test]
+    fn shares_are_disjoint_and_complete() {
+        for index in 0..20 {
+            assert_eq!((0..3).filter(|k| in_share(&format!("{k}/3"), index)).count(), 1);
+        }
+        assert!(in_share("7/3", 1) && in_share("nonsense", 5) && in_share("1/0", 5));
     }
 }

@@ -4,9 +4,13 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
+use xtask::harness::SHARE_VARIABLE;
 use xtask::lab::KERNEL_VARIABLE;
 
 use crate::{crash_states, packages};
+
+/// Continuous integration plays one of so many shares of the kernel lab's cases, another one with every commit.
+const LAB_SHARES: u64 = 3;
 
 /// Sums of the `test result:` lines.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -88,6 +92,9 @@ pub fn prepared(install: bool) -> Option<Command> {
 pub fn run(install: bool, filter: &[String]) -> ExitCode {
     let Some(mut command) = prepared(install) else { return ExitCode::FAILURE };
     command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter);
+    if std::env::var_os("CI").is_some() {
+        command.env(SHARE_VARIABLE, format!("{}/{LAB_SHARES}", crate::sim::drawn(LAB_SHARES)));
+    }
     command.env(crash_states::SEED_VARIABLE, crate::sim::drawn(crash_states::SEEDS).to_string());
     let (success, tally) = match tallied(&mut command, |line| print!("{line}")) {
         Ok(done) => done,
